@@ -1,0 +1,54 @@
+"""Codecs: how a delta becomes a few small arrays, and back."""
+
+from typing import Any
+
+from fedpeft import expressions
+from fedpeft.codecs.base import (
+    Codec,
+    Context,
+    Field,
+    Layout,
+    Numbers,
+    Part,
+    Parts,
+    Plane,
+    Symbols,
+    Transform,
+)
+from fedpeft.codecs.clip import Clip
+from fedpeft.codecs.combine import chain, per_slot
+from fedpeft.codecs.feedback import ErrorFeedback
+from fedpeft.codecs.identity import Identity
+from fedpeft.codecs.ternary import Ternary
+from fedpeft.codecs.uniform import Uniform
+
+NAMES: dict[str, Any] = {
+    "Clip": Clip,
+    "ErrorFeedback": ErrorFeedback,
+    "Identity": Identity,
+    "Ternary": Ternary,
+    "Uniform": Uniform,
+    "chain": chain,
+    "per_slot": per_slot,
+}
+
+__all__ = [
+    *NAMES, "Codec", "Context", "Field", "Layout", "Numbers", "Part", "Parts", "Plane", "Symbols", "Transform", "parse"
+]  # fmt: skip
+
+
+def parse(text: str, *, imports: bool = False) -> Codec | ErrorFeedback:
+    """The codec that an expression names.
+
+    >>> parse("ErrorFeedback(Ternary(density=0.1))")
+    ErrorFeedback(codec=Ternary(density=0.1, scale='mean', threshold='slot'), decay=1.0)
+
+    Args:
+        text: an expression over the names of this package.
+        imports: admit dotted paths to other classes, and import them; never for text from a wire.
+
+    Raises:
+        ConfigError: the text is no such expression.
+    """
+    kind: Any = Codec | ErrorFeedback
+    return expressions.parse(text, kind, NAMES, imports=imports)

@@ -1,0 +1,129 @@
+"""What a codec is: a pure function from a delta to a few small named arrays, and back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedpeft.random import Purpose, Stream
+from fedpeft.space import Space
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """A part of zeros and ones: bit i is `bits[i // 8] >> i % 8 & 1`, and the bits past `numel` are zero."""
+
+    bits: NDArray[np.uint8]
+    numel: int
+
+
+@dataclass(frozen=True, eq=False)
+class Symbols:
+    """A part over an alphabet of 2 to 256 `levels`: one symbol, below `levels`, in each byte of `values`."""
+
+    values: NDArray[np.uint8]
+    levels: int
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """A part of plain numbers, sent as they are: float32, float16, or an integer type of 8 to 64 bits."""
+
+    values: NDArray[Any]
+
+
+Part: TypeAlias = Plane | Symbols | Numbers
+Parts: TypeAlias = Mapping[str, Part]
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a receiver expects of one part before it has seen it: no size that a sender declares is trusted.
+
+    Args:
+        kind: which part class.
+        numel: exact number of bits, symbols or numbers; an upper bound where `ragged`.
+        ragged: the number depends on the data (how many signs a mask has).
+        levels: alphabet of symbols.
+        dtype: numpy name of the numbers' type.
+        permutation: the numbers are 0 .. numel - 1 in some order (a ranking).
+    """
+
+    kind: Literal["plane", "symbols", "numbers"]
+    numel: int
+    ragged: bool = False
+    levels: int = 2
+    dtype: str = "float32"
+    permutation: bool = False
+
+
+Layout: TypeAlias = Mapping[str, Field]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Who encodes, and when: what a codec may draw randomness from.
+
+    Args:
+        seed: the run's seed.
+        round: the round, from 1.
+        client: number of the client whose delta it is.
+    """
+
+    seed: int = 0
+    round: int = 0
+    client: int = 0
+
+    @property
+    def shared(self) -> Stream:
+        """A stream that is the same for all clients of the round."""
+        return Stream(self.seed, Purpose.CODEC_SHARED, self.round)
+
+    @property
+    def private(self) -> Stream:
+        """A stream of this client alone."""
+        return Stream(self.seed, Purpose.CODEC_PRIVATE, self.round, self.client)
+
+
+class Codec(ABC):
+    """A change of representation of a delta; pure, stateless, and printed as the expression that makes it.
+
+    Subclasses are frozen dataclasses. `linear`: decode(a + b) == decode(a) + decode(b), so encoded parts may be
+    summed. `unbiased`: the mean of decode(encode(x)) over the context's streams is x.
+    """
+
+    linear: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = False
+
+    @abstractmethod
+    def layout(self, space: Space) -> Layout:
+        """The parts that `encode` makes in this space, by name."""
+
+    @abstractmethod
+    def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
+        """The parts that stand for a delta; the same delta, space and context give the same bits."""
+
+    @abstractmethod
+    def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
+        """A delta from parts that follow `layout`.
+
+        Raises:
+            PayloadError: the parts contradict each other.
+        """
+
+
+class Transform(ABC):
+    """A step before a codec, from vectors to vectors of the same size; `chain` puts it there."""
+
+    @abstractmethod
+    def forward(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Float[Tensor, " d"]:
+        """What is encoded instead of the delta."""
+
+    def inverse(self, vector: Float[Tensor, " d"], space: Space, ctx: Context) -> Float[Tensor, " d"]:
+        """The delta that a decoded vector stands for; the vector itself unless overridden."""
+        return vector

@@ -1,0 +1,125 @@
+"""Codecs made of codecs: `chain` and `per_slot`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft.codecs.base import Codec, Context, Layout, Parts, Transform
+from fedpeft.space import Space
+
+
+@dataclass(frozen=True, repr=False)
+class Chain(Codec):
+    """Transforms in order, then a codec; made by `chain`."""
+
+    transforms: tuple[Transform, ...]
+    codec: Codec
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, (*self.transforms, self.codec)))})"
+
+    def layout(self, space: Space) -> Layout:
+        """The last codec's."""
+        return self.codec.layout(space)
+
+    def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
+        """Transform, then encode."""
+        for transform in self.transforms:
+            delta = transform.forward(delta, space, ctx)
+        return self.codec.encode(delta, space, ctx)
+
+    def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
+        """Decode, then invert the transforms, the last first."""
+        vector = self.codec.decode(parts, space, ctx)
+        for transform in reversed(self.transforms):
+            vector = transform.inverse(vector, space, ctx)
+        return vector
+
+
+def chain(*steps: Transform | Codec) -> Codec:
+    """A codec that applies transforms before another codec: `chain(Clip(norm=1.0), Ternary(density=0.2))`.
+
+    Raises:
+        ValueError: the last step is no codec, or an earlier one is.
+    """
+    *before, last = steps or (None,)
+    if not isinstance(last, Codec):
+        raise ValueError(f"the last step of a chain must be a codec, got {last!r}")
+    transforms = tuple(step for step in before if isinstance(step, Transform))
+    if len(transforms) != len(before):
+        wrong = next(step for step in before if not isinstance(step, Transform))
+        raise ValueError(f"every step of a chain but the last must be a transform, got {wrong!r}")
+    return Chain(transforms, last) if transforms else last
+
+
+@dataclass(frozen=True, repr=False)
+class PerSlot(Codec):
+    """One codec for the slots of each pattern; made by `per_slot`."""
+
+    rules: tuple[tuple[str, Codec], ...]
+    default: Codec
+
+    def __repr__(self) -> str:
+        rules = ", ".join(f"{pattern!r}: {codec!r}" for pattern, codec in self.rules)
+        return f"per_slot({{{rules}}}, default={self.default!r})"
+
+    def layout(self, space: Space) -> Layout:
+        """The parts of all groups, prefixed with the group's number."""
+        return {
+            f"{i}.{name}": field
+            for i, codec, group in self._groups(space)
+            for name, field in codec.layout(group).items()
+        }
+
+    def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
+        """Encode each group of slots in its own space."""
+        parts = {}
+        for i, codec, group in self._groups(space):
+            gathered = torch.cat([space.view(delta, slot.name).reshape(-1) for slot in group.slots])
+            parts.update({f"{i}.{name}": part for name, part in codec.encode(gathered, group, ctx).items()})
+        return parts
+
+    def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
+        """Decode each group and put its slots where they belong."""
+        delta = torch.empty(space.numel)
+        for i, codec, group in self._groups(space):
+            own = {name: parts[f"{i}.{name}"] for name in codec.layout(group)}
+            vector = codec.decode(own, group, ctx)
+            for slot in group.slots:
+                space.view(delta, slot.name).copy_(group.view(vector, slot.name))
+        return delta
+
+    def _groups(self, space: Space) -> tuple[tuple[int, Codec, Space], ...]:
+        return _grouped(self, space)
+
+
+@lru_cache(maxsize=64)
+def _grouped(codec: PerSlot, space: Space) -> tuple[tuple[int, Codec, Space], ...]:
+    """Number, codec and space of every group that has a slot; a slot belongs to the first pattern that fits."""
+    choices = [*codec.rules, ("*", codec.default)]
+    names: list[list[str]] = [[] for _ in choices]
+    for slot in space.slots:
+        first = next(i for i, (pattern, _) in enumerate(choices) if fnmatchcase(slot.name, pattern) or pattern == slot.role)
+        names[first].append(slot.name)
+    for (pattern, _), found in zip(codec.rules, names, strict=False):
+        if not found:
+            raise ValueError(f"per_slot: the pattern {pattern!r} fits no slot that an earlier one left; slots: {[s.name for s in space.slots][:4]}")
+    return tuple((i, choices[i][1], space.subspace(found)) for i, found in enumerate(names) if found)
+
+
+def per_slot(rules: Mapping[str, Codec], *, default: Codec) -> Codec:
+    """A codec that treats slots differently: `per_slot({"lora_A": Uniform(bits=4)}, default=Ternary(density=0.2))`.
+
+    Args:
+        rules: codec by role, or by a pattern of the slot's name with `*`; the first that fits counts.
+        default: codec of the slots that no pattern fits.
+    """
+    for pattern, codec in rules.items():
+        if not isinstance(codec, Codec):
+            raise ValueError(f"per_slot: expected a codec for {pattern!r}, got {codec!r}")
+    return PerSlot(tuple(rules.items()), default)

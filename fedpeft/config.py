@@ -1,0 +1,182 @@
+"""An experiment: one YAML, checked key by key."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from fedpeft import adapters, codecs, data, expressions, strategies
+from fedpeft.errors import ConfigError
+from fedpeft.federation import Plan, ServerOptimizer
+from fedpeft.training import Settings
+from fedpeft.training.models import MINILM
+
+
+def _expression(parse: Callable[[str], object]) -> AfterValidator:
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return text
+
+    return AfterValidator(check)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """The base model."""
+
+    name: str = MINILM
+    task: Literal["sequence-classification", "causal-lm"] = "sequence-classification"
+    max_length: int = Field(64, ge=2)
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: int = Field(2, ge=1)
+
+
+class DataSection(_Section):
+    """Where examples come from, and how sites share them."""
+
+    source: Annotated[str, _expression(lambda text: data.parse_source(text, imports=True))] = "StdlibDocs(modules=24, per_module=120)"
+    partition: Annotated[str, _expression(lambda text: data.parse_partition(text, imports=True))] = "Dirichlet(alpha=0.5)"
+    test_examples: int = Field(0, ge=0)
+
+
+class TrainingSection(_Section):
+    """How a site trains in a round."""
+
+    local_steps: int = Field(10, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, ge=0)
+    labels: Literal["all", "own"] = "all"
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+
+
+class Experiment(_Section):
+    """One experiment; the defaults are the demo.
+
+    `codec`, `broadcast`, `strategy`, `server_optimizer`, `peft`, `data.source` and `data.partition` are expressions;
+    a dotted path in one of them names a class of your own.
+    """
+
+    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    sites: int = Field(6, ge=1)
+    rounds: int = Field(12, ge=1)
+    cohort: int = Field(0, ge=0, description="clients asked each round; 0: all")
+    quorum: float = Field(1.0, gt=0, le=1)
+    deadline_s: float = Field(3600.0, gt=0)
+    model: ModelSection = ModelSection()
+    peft: Annotated[str, _expression(adapters.parse_config)] = (
+        "LoraConfig(r=8, lora_alpha=16, target_modules=['query', 'value'])"
+    )
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+    codec: Annotated[str, _expression(lambda text: codecs.parse(text, imports=True))] = (
+        "ErrorFeedback(Ternary(density=0.2))"
+    )
+    broadcast: Annotated[str, _expression(lambda text: codecs.parse(text, imports=True))] = "Uniform(bits=4)"
+    strategy: Annotated[str, _expression(lambda text: strategies.parse(text, imports=True))] = "Mean()"
+    server_optimizer: Annotated[str, _expression(ServerOptimizer)] = "SGD(lr=1.0)"
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> "Experiment":
+        if self.cohort > self.sites:
+            raise ValueError(f"cohort: expected at most the {self.sites} sites, got {self.cohort}")
+        if isinstance(codecs.parse(self.broadcast, imports=True), codecs.ErrorFeedback):
+            raise ValueError("broadcast: takes a codec without ErrorFeedback; the server carries its losses over itself")
+        return self
+
+    def plan(self) -> Plan:
+        """The rules of the run that it describes."""
+        broadcast = codecs.parse(self.broadcast, imports=True)
+        training = self.training
+        return Plan(
+            rounds=self.rounds,
+            seed=self.seed,
+            codec=codecs.parse(self.codec, imports=True),
+            broadcast=broadcast if isinstance(broadcast, codecs.Codec) else codecs.Identity(),
+            strategy=strategies.parse(self.strategy, imports=True),
+            optimizer=ServerOptimizer(self.server_optimizer),
+            settings=Settings(
+                training.local_steps,
+                training.batch_size,
+                training.learning_rate,
+                training.weight_decay,
+                training.clip_norm,
+                training.labels,
+            ),
+            schedule=training.schedule,
+            cohort=self.cohort,
+            quorum=self.quorum,
+            deadline_s=self.deadline_s,
+        )
+
+    def to_yaml(self) -> str:
+        """The whole experiment, defaults included."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, width=110)
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a YAML file (None: the demo) with `key=value` overrides, `training.learning_rate=1e-3`.
+
+    Raises:
+        ConfigError: names each wrong key, what was expected, and the nearest valid spelling.
+    """
+    raw: Any = {}
+    if path is not None:
+        try:
+            raw = yaml.safe_load(path.read_text()) or {}
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        return Experiment.model_validate(raw)
+    except pydantic.ValidationError as error:
+        problems = "\n".join(f"  {_problem(problem)}" for problem in error.errors())
+        raise ConfigError(f"{path or 'the experiment'} is not valid:\n{problems}") from None
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: expected key=value")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            value = float(value)  # YAML 1.1 takes 1e-3 for a string
+        except ValueError:
+            value = text.strip()
+    raw[last] = value
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    where, kind, message = problem["loc"], problem["type"], problem["msg"].removeprefix("Value error, ")
+    key = ".".join(map(str, where))
+    if kind == "extra_forbidden":
+        section: Any = Experiment
+        for part in where[:-1]:
+            section = section.model_fields[part].annotation
+        return f"{key}: there is no such key; {expressions.nearest(str(where[-1]), section.model_fields)}"
+    came = problem.get("input")
+    shown = "" if isinstance(came, dict) or not key else f", got {came!r}"
+    return f"{key}: {message}{shown}" if key else message

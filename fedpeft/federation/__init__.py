@@ -1,0 +1,23 @@
+"""Rounds: a client, a server, and the journal between what was decided and what takes effect."""
+
+from fedpeft.federation.client import Client, ClientStore
+from fedpeft.federation.journal import Journal
+from fedpeft.federation.optimizer import ServerOptimizer
+from fedpeft.federation.plan import Plan
+from fedpeft.federation.server import Server
+from fedpeft.federation.state import ServerState
+from fedpeft.federation.transport import Arrival, Handler, NodeId, Transport
+
+__all__ = [
+    "Arrival",
+    "Client",
+    "ClientStore",
+    "Handler",
+    "Journal",
+    "NodeId",
+    "Plan",
+    "Server",
+    "ServerOptimizer",
+    "ServerState",
+    "Transport",
+]

@@ -1,0 +1,43 @@
+"""The adapter that all sites hold, and the steps by which it moves.
+
+What the server broadcasts is lossy, so the server keeps two vectors: its own global adapter, and the *public* adapter
+that a site has after decoding everything it was sent. Each round the encoded difference of the two moves the public
+one, so whatever a codec loses is part of the next difference (Richtárik, Sokolov and Fatkhullin, 2021, arXiv
+2106.05203, apply the same idea to gradients). The public adapter is rounded to fp16 after every step, so that a site
+that follows every step and a site that gets the whole in fp16 hold the same bits.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft import wire
+from fedpeft.codecs import Codec, Context, Identity, Parts
+from fedpeft.space import Space
+
+WHOLE: Codec = Identity("float16")
+
+
+def advance(public: Float[Tensor, " d"], decoded: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """The public adapter after a step, on the server and on every site alike."""
+    return (public + decoded).half().float()
+
+
+def pack(parts: Parts, codec: Codec, space: Space, run: bytes, ctx: Context) -> bytes:
+    """Encoded parts as the payload of a round and a sender."""
+    return wire.pack(wire.Header(space.fingerprint, run, ctx.round, ctx.client, repr(codec), space.numel), parts)
+
+
+def unpack(payload: bytes, codec: Codec, space: Space, run: bytes, ctx: Context) -> Float[Tensor, " d"]:
+    """The vector of a payload that came from outside.
+
+    Raises:
+        PayloadError: the bytes are not the payload that this receiver expects.
+    """
+    expected = wire.Header(space.fingerprint, run, ctx.round, ctx.client, repr(codec), space.numel)
+    return codec.decode(wire.unpack(payload, expected, codec.layout(space)), space, ctx)
+
+
+def whole(public: Float[Tensor, " d"], space: Space, run: bytes, round_number: int) -> bytes:
+    """A public adapter as one fp16 payload: what a site that holds none gets."""
+    ctx = Context(round=round_number)
+    return pack(WHOLE.encode(public, space, ctx), WHOLE, space, run, ctx)

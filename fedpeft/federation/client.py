@@ -1,0 +1,228 @@
+"""A client: bytes of a task in, bytes of a reply out. Every runtime wraps this one function."""
+
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from google.protobuf.message import DecodeError
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft import codecs
+from fedpeft._proto import federation_pb2 as pb
+from fedpeft.codecs import Codec, Context, ErrorFeedback
+from fedpeft.errors import ConfigError, FedpeftError, Reason, RefusedError, RunError, SpaceError
+from fedpeft.federation import broadcast
+from fedpeft.federation.journal import read_sealed, write_sealed
+from fedpeft.random import Purpose, Stream
+from fedpeft.space import Space
+from fedpeft.training import Encoded, Job, Settings, Trainer
+
+
+@dataclass(frozen=True, eq=False)
+class ClientState:
+    """What a client remembers between rounds, and must not lose.
+
+    Args:
+        run: the run it belongs to, b"" before the first task.
+        held: the round whose public adapter `adapter` is; 0: none.
+        adapter: the public adapter, shape (d,).
+        residual: what error feedback carries over, shape (d,).
+        replied: the last round replied to; 0: none.
+        codec: the expression that the last reply was encoded with.
+        payload: the update in that reply.
+        reply: that reply, given again when the same round is asked again.
+    """
+
+    run: bytes
+    held: int
+    adapter: Float[Tensor, " d"]
+    residual: Float[Tensor, " d"]
+    replied: int = 0
+    codec: str = ""
+    payload: bytes = b""
+    reply: bytes = b""
+
+
+class ClientStore:
+    """A client's state as one file, replaced whole; in memory where there is no path.
+
+    Args:
+        path: the file.
+        space: of the adapter.
+    """
+
+    def __init__(self, path: Path | None, space: Space) -> None:
+        self._path, self._space = path, space
+        self._state: ClientState | None = None
+
+    def load(self) -> ClientState:
+        """The state as it was last saved, or an empty one.
+
+        Raises:
+            JournalError: the file is damaged.
+        """
+        if self._path is None or not self._path.exists():
+            return self._state or ClientState(b"", 0, torch.zeros(self._space.numel), torch.zeros(self._space.numel))
+        raw = safetensors.torch.load(read_sealed(self._path))
+        held, replied = raw["rounds"].tolist()
+        texts = {name: raw[name].numpy().tobytes() for name in ("run", "codec", "payload", "reply")}
+        codec = texts.pop("codec").decode()
+        return ClientState(
+            held=held, replied=replied, adapter=raw["adapter"], residual=raw["residual"], codec=codec, **texts
+        )
+
+    def save(self, state: ClientState) -> None:
+        """Make a state the one that `load` gives."""
+        if self._path is None:
+            self._state = state
+            return
+        raw = {"rounds": torch.tensor([state.held, state.replied]), "adapter": state.adapter, "residual": state.residual}
+        for name in ("run", "payload", "reply"):
+            raw[name] = _bytes_tensor(getattr(state, name))
+        raw["codec"] = _bytes_tensor(state.codec.encode())
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(self._path, safetensors.torch.save(raw))
+
+
+class Client:
+    """One site's part in a run: apply the broadcast, train, encode, remember, reply.
+
+    Args:
+        trainer: the resident model.
+        data: the site's examples.
+        space: of the resident model's adapter.
+        store: where its state lives.
+        plugins: codecs beyond this package's that a task may name, by their expression.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: Encoded,
+        space: Space,
+        store: ClientStore,
+        plugins: Mapping[str, Codec | ErrorFeedback] | None = None,
+    ) -> None:
+        self._trainer, self._data, self._space, self._store = trainer, data, space, store
+        self._plugins = dict(plugins or {})
+
+    def __call__(self, request: bytes) -> bytes:
+        """Answer a task; whatever goes wrong becomes a refusal or a failure, and leaves the state as it was."""
+        task = pb.Task()
+        try:
+            task.ParseFromString(request)
+        except DecodeError as error:
+            return _refusal(task, Reason.BAD_PAYLOAD, f"the task is not readable: {error}")
+        try:
+            return self._answer(task)
+        except RefusedError as error:
+            return _refusal(task, error.reason, str(error))
+        except Exception as error:
+            failure = pb.Failure(error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+            return pb.Reply(run=task.run, round=task.round, failure=failure).SerializeToString()
+
+    def _answer(self, task: pb.Task) -> bytes:
+        if task.space:
+            self._check_space(task.space)
+        state = self._store.load()
+        if state.run != task.run:
+            empty = torch.zeros(self._space.numel)
+            state = ClientState(task.run, 0, empty, empty)
+        if task.round == state.replied:
+            return state.reply
+        if task.round < max(state.replied, 1):
+            raise RefusedError(Reason.OTHER_ROUND, f"already at round {state.replied}, asked for round {task.round}")
+        state = self._follow(self._reclaim(state, task), task)
+        codec = self._codec(task.codec)
+        ctx = Context(task.seed, task.round, task.client)
+
+        began = time.perf_counter()
+        trained = next(iter(self._trainer.train([self._job(task, state.adapter)])))
+        delta = trained.vector - state.adapter
+        if not torch.isfinite(delta).all():
+            raise RunError(f"training diverged in round {task.round}: the adapter is not finite; lower the learning rate")
+        half = time.perf_counter()
+        payload, residual = self._encode(delta, codec, state, ctx)
+        metrics = {**trained.metrics, "train_s": half - began, "encode_s": time.perf_counter() - half}
+        update = pb.Update(payload=payload, weight=len(self._data), metrics=metrics)
+        reply = pb.Reply(run=task.run, round=task.round, update=update).SerializeToString(deterministic=True)
+        self._store.save(
+            replace(state, residual=residual, replied=task.round, codec=task.codec, payload=payload, reply=reply)
+        )
+        return reply
+
+    def _check_space(self, description: str) -> None:
+        try:
+            Space.from_json(description).check(self._space)
+        except SpaceError as error:
+            raise RefusedError(Reason.OTHER_SPACE, str(error)) from None
+
+    def _reclaim(self, state: ClientState, task: pb.Task) -> ClientState:
+        """An update that the server did not count (late, refused, lost) goes back into the residual."""
+        if state.replied in (0, task.counted):
+            return state
+        codec = self._codec(state.codec)
+        if not isinstance(codec, ErrorFeedback):
+            return state
+        ctx = Context(task.seed, state.replied, task.client)
+        sent = broadcast.unpack(state.payload, codec.codec, self._space, state.run, ctx)
+        return replace(state, residual=state.residual + sent)
+
+    def _follow(self, state: ClientState, task: pb.Task) -> ClientState:
+        """Bring the public adapter to the task's round."""
+        held, adapter = state.held, state.adapter
+        for step in task.broadcasts:
+            if step.to_round <= held:
+                continue
+            if step.from_round not in (0, held):
+                raise RefusedError(Reason.STALE_ADAPTER, f"holds round {held}, was sent a step from {step.from_round}")
+            codec = broadcast.WHOLE if step.from_round == 0 else self._codec(step.codec)
+            if isinstance(codec, ErrorFeedback):
+                raise RefusedError(Reason.POLICY, "a broadcast carries its losses over by itself; it takes a plain codec")
+            try:
+                decoded = broadcast.unpack(step.payload, codec, self._space, task.run, Context(task.seed, step.to_round))
+            except FedpeftError as error:
+                raise RefusedError(Reason.BAD_PAYLOAD, f"broadcast of round {step.to_round}: {error}") from None
+            adapter = decoded if step.from_round == 0 else broadcast.advance(adapter, decoded)
+            held = step.to_round
+        if held != task.round:
+            raise RefusedError(Reason.STALE_ADAPTER, f"holds round {held}, was asked to train from round {task.round}")
+        return replace(state, held=held, adapter=adapter)
+
+    def _codec(self, expression: str) -> Codec | ErrorFeedback:
+        if expression in self._plugins:
+            return self._plugins[expression]
+        try:
+            return codecs.parse(expression)
+        except ConfigError as error:
+            raise RefusedError(Reason.POLICY, f"codec: {error}") from None
+
+    def _job(self, task: pb.Task, start: Float[Tensor, " d"]) -> Job:
+        s = task.settings
+        labels = "own" if s.labels == "own" else "all"
+        settings = Settings(s.local_steps, s.batch_size, s.learning_rate, s.weight_decay, s.clip_norm, labels)
+        order = Stream(task.seed, Purpose.DATA, task.round, task.client)
+        return Job(start, self._data, settings, order, replace(order, purpose=Purpose.DROPOUT))
+
+    def _encode(
+        self, delta: Float[Tensor, " d"], codec: Codec | ErrorFeedback, state: ClientState, ctx: Context
+    ) -> tuple[bytes, Float[Tensor, " d"]]:
+        if isinstance(codec, ErrorFeedback):
+            parts, residual = codec.encode(delta, state.residual, self._space, ctx)
+            return broadcast.pack(parts, codec.codec, self._space, state.run, ctx), residual
+        parts = codec.encode(delta, self._space, ctx)
+        return broadcast.pack(parts, codec, self._space, state.run, ctx), torch.zeros_like(delta)
+
+
+def _bytes_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def _refusal(task: pb.Task, reason: Reason, detail: str) -> bytes:
+    refusal = pb.Refusal(reason=reason.value, detail=detail)
+    return pb.Reply(run=task.run, round=task.round, refusal=refusal).SerializeToString()

@@ -1,0 +1,59 @@
+"""The server's step: any `torch.optim` optimizer over the global adapter, with the merged delta as minus its gradient."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft import expressions
+
+_NAMES = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type)}
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """A server optimizer by its expression, `SGD(lr=1.0, momentum=0.9, nesterov=True)`, and its pure step.
+
+    Reddi et al., 2021, arXiv 2003.00295: FedAvg is SGD(lr=1.0), FedAvgM adds momentum, FedAdam is Adam; DiLoCo's
+    outer step (Douillard et al., 2023, arXiv 2311.08105) is SGD with Nesterov momentum.
+
+    Args:
+        expression: class of `torch.optim` and its settings.
+
+    Raises:
+        ConfigError: the expression names no optimizer, or its settings are wrong.
+    """
+
+    expression: str = "SGD(lr=1.0)"
+
+    def __post_init__(self) -> None:
+        self._make(torch.nn.Parameter(torch.zeros(1)))
+
+    def step(
+        self, vector: Float[Tensor, " d"], delta: Float[Tensor, " d"], state: Mapping[str, Tensor]
+    ) -> tuple[Float[Tensor, " d"], dict[str, Tensor]]:
+        """The adapter after a step, and the optimizer's state after it; {} is the state before the first."""
+        parameter = torch.nn.Parameter(vector.clone())
+        optimizer = self._make(parameter)
+        if state:
+            optimizer.state[parameter] = {name: tensor.clone() for name, tensor in state.items()}
+        parameter.grad = -delta
+        optimizer.step()
+        after = {name: torch.as_tensor(value) for name, value in optimizer.state[parameter].items() if value is not None}
+        return parameter.detach(), after
+
+    def _make(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        def bound(kind: type) -> Any:
+            def make(**settings: Any) -> torch.optim.Optimizer:
+                optimizer: torch.optim.Optimizer = kind([parameter], **settings)
+                return optimizer
+
+            make.__name__ = kind.__name__
+            return make
+
+        return expressions.parse(
+            self.expression, torch.optim.Optimizer, {name: bound(kind) for name, kind in _NAMES.items()}
+        )

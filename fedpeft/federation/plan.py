@@ -1,0 +1,65 @@
+"""What a run does, whatever carries it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedpeft.codecs import Codec, ErrorFeedback, Identity
+from fedpeft.federation.optimizer import ServerOptimizer
+from fedpeft.strategies import Mean, Strategy
+from fedpeft.training import Settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rules of a run.
+
+    Args:
+        rounds: rounds in all.
+        seed: of all randomness.
+        codec: for the clients' updates.
+        broadcast: for the steps of the global adapter.
+        strategy: merges updates.
+        optimizer: the server's step.
+        settings: local training; the learning rate is the first round's.
+        schedule: of the clients' learning rate over rounds: "cosine" falls to a tenth of it, "linear" to zero.
+        cohort: clients asked each round; 0 for all.
+        quorum: fraction of the cohort that must be counted, in (0, 1].
+        deadline_s: seconds that a round waits for replies.
+        largest_norm: an update of a larger L2 norm is refused.
+        largest_weight: an update of a larger weight is refused.
+    """
+
+    rounds: int
+    seed: int = 0
+    codec: Codec | ErrorFeedback = field(default_factory=Identity)
+    broadcast: Codec = field(default_factory=lambda: Identity("float16"))
+    strategy: Strategy = field(default_factory=Mean)
+    optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+    settings: Settings = field(default_factory=Settings)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    cohort: int = 0
+    quorum: float = 1.0
+    deadline_s: float = 3600.0
+    largest_norm: float = 1e4
+    largest_weight: float = 1e9
+
+    @property
+    def update_codec(self) -> Codec:
+        """What decodes an update: the codec inside error feedback."""
+        return self.codec.codec if isinstance(self.codec, ErrorFeedback) else self.codec
+
+    def learning_rate(self, round_number: int) -> float:
+        """The clients' learning rate in a round, from 1."""
+        done = (round_number - 1) / self.rounds
+        match self.schedule:
+            case "constant":
+                return self.settings.learning_rate
+            case "linear":
+                return self.settings.learning_rate * (1 - done)
+            case "cosine":
+                return self.settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+    def needed(self, asked: int) -> int:
+        """How many of the clients asked must be counted."""
+        return max(1, math.ceil(self.quorum * asked))

@@ -1,0 +1,5 @@
+"""Local training on one resident base model."""
+
+from fedpeft.training.base import Encoded, Job, Settings, Trained, Trainer
+
+__all__ = ["Encoded", "Job", "Settings", "Trained", "Trainer"]

@@ -1,0 +1,85 @@
+"""What a trainer is: one resident base model that works on the jobs of several sites."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft.random import Stream
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a client trains in one round.
+
+    Args:
+        local_steps: optimizer steps.
+        batch_size: examples a step.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW, decoupled.
+        clip_norm: bound on the gradient's norm; 0 for none.
+        labels: "own": a classifier's softmax runs over the labels that the site's data has, so that a site does not
+            push down classes it has never seen; "all": over all.
+    """
+
+    local_steps: int = 10
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    labels: Literal["all", "own"] = "all"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Examples as a model takes them.
+
+    Args:
+        tokens: token ids of each example.
+        targets: a class index each, or, for a language model, token ids with -100 where no loss is taken.
+        labels: the class indices that occur, sorted.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    targets: tuple[int, ...] | tuple[tuple[int, ...], ...]
+    labels: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One client's work in one round.
+
+    Args:
+        start: the adapter to begin from, shape (d,).
+        data: the site's examples.
+        settings: how to train.
+        order: draws the order of examples.
+        dropout: draws dropout masks.
+    """
+
+    start: Float[Tensor, " d"]
+    data: Encoded
+    settings: Settings
+    order: Stream
+    dropout: Stream
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A job's result: the adapter after it, and what was measured on the way (`loss`: mean of the local steps)."""
+
+    vector: Float[Tensor, " d"]
+    metrics: Mapping[str, float]
+
+
+class Trainer(Protocol):
+    """A resident base model; results come in the order of the jobs."""
+
+    def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
+        """Work on all jobs, each from its own start."""
+        ...

@@ -1,0 +1,161 @@
+"""Local training by back-propagation: an AdamW loop over one resident model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from fedpeft.adapters import AdaptedModel
+from fedpeft.data import Example
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.random import Stream, scoped_torch_generator
+from fedpeft.training.base import Encoded, Job, Trained
+from fedpeft.training.models import BaseModel, Task
+
+_IGNORED = -100
+
+
+class FirstOrderTrainer:
+    """AdamW with gradient clipping, for sequence classification and causal language modelling.
+
+    The model is loaded once; a job sets the adapter, trains it with a fresh optimizer and reads it back. The adapter
+    stays in float32; with `dtype="bfloat16"` the frozen base and the activations are bfloat16.
+
+    Args:
+        base: the pretrained model.
+        adapted: the same model with its adapter.
+        task: what the model is trained for.
+        max_length: tokens an example is cut to.
+        device: "cpu", "cuda", "cuda:1", ...
+        dtype: of the base model and of activations.
+    """
+
+    def __init__(
+        self, base: BaseModel, adapted: AdaptedModel, task: Task, max_length: int, device: str, dtype: str
+    ) -> None:
+        self.adapted, self.task, self.max_length = adapted, task, max_length
+        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device: {device!r} asked for, but torch sees no CUDA device; use 'cpu'")
+        self._tokenizer = base.tokenizer
+        trained = {id(p) for p in adapted.parameters()}
+        for parameter in adapted.model.parameters():
+            if id(parameter) not in trained:
+                parameter.data = parameter.data.to(self.dtype)
+        adapted.model.to(self.device)
+
+    def encode(self, examples: Sequence[Example]) -> Encoded:
+        """Tokenise once what is trained or evaluated on many times.
+
+        Raises:
+            DataError: an example has no label for a classifier, or no token is left to learn from.
+        """
+        if self.task == "causal-lm":
+            return self._encode_text(examples)
+        for i, example in enumerate(examples):
+            if example.label is None:
+                raise DataError(f"example {i} has no label, which sequence classification needs: {example.text[:60]!r}")
+        texts = [example.text for example in examples]
+        ids = self._tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"] if texts else []
+        targets = tuple(int(example.label) for example in examples if example.label is not None)
+        return Encoded(tuple(map(tuple, ids)), targets, tuple(sorted(set(targets))))
+
+    def _encode_text(self, examples: Sequence[Example]) -> Encoded:
+        tokens, targets = [], []
+        for i, example in enumerate(examples):
+            prompt = self._tokenizer(example.prompt)["input_ids"] if example.prompt else []
+            rest = self._tokenizer(example.text, add_special_tokens=not prompt)["input_ids"]
+            both = (prompt + rest)[: self.max_length]
+            wanted = ([_IGNORED] * len(prompt) + rest)[: self.max_length]
+            if all(target == _IGNORED for target in wanted[1:]):
+                raise DataError(
+                    f"example {i}: {len(prompt)} prompt tokens leave nothing to learn within {self.max_length}; "
+                    "raise max_length or shorten the prompt"
+                )
+            tokens.append(tuple(both))
+            targets.append(tuple(wanted))
+        return Encoded(tuple(tokens), tuple(targets))
+
+    def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
+        """Work on the jobs one after another."""
+        for job in jobs:
+            yield self._train(job)
+
+    def evaluate(self, vector: Float[Tensor, " d"], data: Encoded, batch_size: int = 64) -> Mapping[str, float]:
+        """Mean loss (nats; per token for a language model) and accuracy of an adapter on examples."""
+        self.adapted.write(vector)
+        self.adapted.model.eval()
+        order = np.argsort([len(tokens) for tokens in data.tokens], kind="stable")
+        loss = hits = count = 0.0
+        with torch.inference_mode():
+            for begin in range(0, len(order), batch_size):
+                logits, targets = self._forward(data, order[begin : begin + batch_size])
+                n = int((targets != _IGNORED).sum())
+                loss += float(functional.cross_entropy(logits, targets, ignore_index=_IGNORED)) * n
+                hits += float((logits.argmax(dim=1) == targets).sum())
+                count += n
+        return {"loss": loss / count, "accuracy": hits / count}
+
+    def _train(self, job: Job) -> Trained:
+        settings = job.settings
+        self.adapted.write(job.start)
+        self.adapted.model.train()
+        parameters = self.adapted.parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        own = torch.tensor(job.data.labels, device=self.device) if settings.labels == "own" and job.data.labels else None
+        losses = []
+        with scoped_torch_generator(job.dropout, self.device):
+            for rows in _batches(len(job.data), settings.local_steps, settings.batch_size, job.order):
+                logits, targets = self._forward(job.data, rows)
+                if own is not None:
+                    logits = torch.full_like(logits, -1e4).index_copy(1, own, logits.index_select(1, own))
+                loss = functional.cross_entropy(logits, targets, ignore_index=_IGNORED)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                if settings.clip_norm:
+                    torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+                optimizer.step()
+                losses.append(loss.detach())
+        optimizer.zero_grad()
+        return Trained(self.adapted.read(), {"loss": float(torch.stack(losses).double().mean())})
+
+    def _forward(self, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Logits (n, classes) and targets (n,) of some examples, padded to the longest of them."""
+        chosen = [data.tokens[i] for i in rows]
+        width = max(map(len, chosen))
+        ids = torch.full((len(chosen), width), self._tokenizer.pad_token_id, dtype=torch.int64)
+        mask = torch.zeros((len(chosen), width), dtype=torch.int64)
+        for i, tokens in enumerate(chosen):
+            ids[i, : len(tokens)] = torch.tensor(tokens)
+            mask[i, : len(tokens)] = 1
+        with self._autocast():
+            logits = self.adapted.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+        if self.task == "sequence-classification":
+            return logits.float(), torch.tensor([data.targets[i] for i in rows], device=self.device)
+        targets = torch.full((len(chosen), width), _IGNORED, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            wanted = data.targets[row]
+            targets[i, : len(chosen[i])] = torch.tensor(wanted)
+        # A prompt-tuned model answers with logits for its virtual tokens too; the text's are the last ones.
+        logits = logits[:, -width:]
+        return logits[:, :-1].reshape(-1, logits.shape[-1]).float(), targets[:, 1:].reshape(-1).to(self.device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def _batches(n: int, steps: int, batch_size: int, stream: Stream) -> Iterator[np.ndarray]:
+    """Rows of each step: shuffled passes over the data, one after another, cut into batches."""
+    if n == 0:
+        raise DataError("the site has no examples to train on")
+    passes = -(-steps * batch_size // n)
+    words = stream.words(2 * n * passes).view(np.uint64).reshape(passes, n)
+    order = np.argsort(words, axis=1, kind="stable").reshape(-1)
+    for step in range(steps):
+        yield order[step * batch_size : (step + 1) * batch_size]
