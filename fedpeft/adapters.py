@@ -24,7 +24,14 @@ from fedpeft.space import Slot, Space
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NOT_OF_THE_SPACE = frozenset(
-    {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "runtime_config"}
+    {
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "peft_version",
+        "auto_mapping",
+        "runtime_config",
+    }
 )
 
 
@@ -94,7 +101,7 @@ class AdaptedModel:
         import peft
 
         with scoped_torch_generator(stream), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks transformers by the old name
             self.model = peft.get_peft_model(base, config)
         with torch.no_grad():
             for parameter in self.model.parameters():
@@ -146,7 +153,10 @@ def for_task(config: Any, task: str) -> Any:
     """The config with PEFT's task type set, so that a classifier's new head is trained and saved."""
     import peft
 
-    config.task_type = {"sequence-classification": peft.TaskType.SEQ_CLS, "causal-lm": peft.TaskType.CAUSAL_LM}[task]
+    config.task_type = {
+        "sequence-classification": peft.TaskType.SEQ_CLS,
+        "causal-lm": peft.TaskType.CAUSAL_LM,
+    }[task]
     return config
 
 
@@ -160,7 +170,9 @@ def _match(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) 
     for name in sorted(trained.keys() - set(found.values())):
         # Prompt embeddings are saved as a copy: the key is the one whose values are the parameter's.
         p = trained[name]
-        keys = [k for k, t in state.items() if k not in found and t.shape == p.shape and torch.equal(t.cpu(), p.detach())]
+        keys = [
+            k for k, t in state.items() if k not in found and t.shape == p.shape and torch.equal(t.cpu(), p.detach())
+        ]
         if len(keys) != 1:
             raise SpaceError(
                 f"the trainable parameter {name!r} {tuple(p.shape)} is not in PEFT's state dict of this method; "
@@ -182,17 +194,20 @@ def _role(key: str, config: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold, with sets sorted."""
+    """What JSON can hold; names (which PEFT keeps in sets) are sorted."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, set | frozenset):
         return sorted(_plain(v) for v in value)
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        plain = [_plain(v) for v in value]
+        return sorted(plain) if all(isinstance(v, str) for v in plain) else plain
     return getattr(value, "value", value)
 
 
 def _canonical(config: Mapping[str, Any]) -> str:
     """The settings that make two adapters compatible; unset ones are left out, so that PEFT may add new ones."""
-    kept = {k: v for k, v in _plain(config).items() if k not in _NOT_OF_THE_SPACE and v not in (None, False, {}, [], "")}
+    kept = {
+        k: v for k, v in _plain(config).items() if k not in _NOT_OF_THE_SPACE and v not in (None, False, {}, [], "")
+    }
     return json.dumps(kept, sort_keys=True, separators=(",", ":"))

@@ -44,8 +44,12 @@ class ModelSection(_Section):
 class DataSection(_Section):
     """Where examples come from, and how sites share them."""
 
-    source: Annotated[str, _expression(lambda text: data.parse_source(text, imports=True))] = "StdlibDocs(modules=24, per_module=120)"
-    partition: Annotated[str, _expression(lambda text: data.parse_partition(text, imports=True))] = "Dirichlet(alpha=0.5)"
+    source: Annotated[str, _expression(lambda text: data.parse_source(text, imports=True))] = (
+        "StdlibDocs(modules=24, per_module=120)"
+    )
+    partition: Annotated[str, _expression(lambda text: data.parse_partition(text, imports=True))] = (
+        "Dirichlet(alpha=0.5)"
+    )
     test_examples: int = Field(0, ge=0)
 
 
@@ -93,7 +97,9 @@ class Experiment(_Section):
         if self.cohort > self.sites:
             raise ValueError(f"cohort: expected at most the {self.sites} sites, got {self.cohort}")
         if isinstance(codecs.parse(self.broadcast, imports=True), codecs.ErrorFeedback):
-            raise ValueError("broadcast: takes a codec without ErrorFeedback; the server carries its losses over itself")
+            raise ValueError(
+                "broadcast: takes a codec without ErrorFeedback; the server carries its losses over itself"
+            )
         return self
 
     def plan(self) -> Plan:

@@ -10,16 +10,14 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from fedpeft.errors import ConfigError
-
-T = TypeVar("T")
 
 _LONGEST = 4096
 
 
-def parse(text: str, kind: type[T], namespace: Mapping[str, Callable[..., Any]], *, imports: bool = False) -> T:
+def parse(text: str, kind: Any, namespace: Mapping[str, Callable[..., Any]], *, imports: bool = False) -> Any:
     """The object that an expression describes.
 
     >>> from fractions import Fraction
@@ -28,7 +26,7 @@ def parse(text: str, kind: type[T], namespace: Mapping[str, Callable[..., Any]],
 
     Args:
         text: the expression.
-        kind: the class that the object must have.
+        kind: the class, or union of classes, that the object must be of.
         namespace: what names may stand for.
         imports: admit dotted paths, and import them.
 

@@ -75,7 +75,9 @@ class Stream:
     def uniform(self, n: int) -> NDArray[np.float64]:
         """`n` numbers in [0, 1) with 53 random bits each."""
         pairs = self.words(2 * n).reshape(n, 2).astype(np.uint64)
-        return ((pairs[:, 0] >> 5) * 67108864.0 + (pairs[:, 1] >> 6)) / 9007199254740992.0
+        high, low = pairs[:, 0] >> np.uint64(5), pairs[:, 1] >> np.uint64(6)
+        uniform: NDArray[np.float64] = (high * 67108864.0 + low) / 9007199254740992.0
+        return uniform
 
     def permutation(self, n: int) -> NDArray[np.int64]:
         """A uniform permutation of 0 .. n - 1: the order of `n` random 64-bit keys."""
@@ -83,8 +85,7 @@ class Stream:
 
     def normal(self, n: int) -> NDArray[np.float64]:
         """`n` standard normal numbers (Box and Muller, 1958)."""
-        u = self.uniform(2 * n).reshape(2, n)
-        return np.sqrt(-2.0 * np.log1p(-u[0])) * np.cos(2.0 * np.pi * u[1])
+        return _box_muller(*self.uniform(2 * n).reshape(2, n))
 
     def gamma(self, shape: float, n: int) -> NDArray[np.float64]:
         """`n` gamma numbers of unit scale (Marsaglia and Tsang, ACM TOMS 26, 2000); `shape` > 0."""
@@ -94,35 +95,43 @@ class Stream:
         d = boosted - 1 / 3
         tries = 2 * n + 64
         u = self.uniform(4 * tries)
-        x = np.sqrt(-2.0 * np.log1p(-u[:tries])) * np.cos(2.0 * np.pi * u[tries : 2 * tries])
+        x = _box_muller(u[:tries], u[tries : 2 * tries])
         v = (1 + x / np.sqrt(9 * d)) ** 3
         with np.errstate(invalid="ignore", divide="ignore"):
             kept = (v > 0) & (np.log(u[2 * tries : 3 * tries]) < 0.5 * x * x + d - d * v + d * np.log(v))
-        accepted = (d * v)[kept][:n]
+        accepted: NDArray[np.float64] = (d * v)[kept][:n]
         if shape < 1:
             accepted = accepted * (1 - u[3 * tries : 3 * tries + n]) ** (1 / shape)
         return accepted
 
 
-def philox_numpy(
-    key: tuple[int, int], counter: tuple[int, int, int], start: int, n: int
-) -> NDArray[np.uint32]:
+def _box_muller(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+    normal: NDArray[np.float64] = np.sqrt(-2.0 * np.log1p(-u)) * np.cos(2.0 * np.pi * v)
+    return normal
+
+
+def philox_numpy(key: tuple[int, int], counter: tuple[int, int, int], start: int, n: int) -> NDArray[np.uint32]:
     """The words of `Stream.words`, from numpy operations alone; `counter` is (round, client, purpose)."""
     first, last = start // 4, -(-(start + n) // 4)
     low = np.uint64(_LOW)
-    c0 = np.arange(first, last, dtype=np.uint64)
-    c1, c2, c3 = (np.full_like(c0, c) for c in counter)
+    c0: NDArray[np.uint64] = np.arange(first, last, dtype=np.uint64)
+    c1, c2, c3 = (c0 * np.uint64(0) + np.uint64(c) for c in counter)
     k0, k1 = key
     for _ in range(_ROUNDS):
         p0, p1 = c0 * np.uint64(_MULTIPLIER[0]), c2 * np.uint64(_MULTIPLIER[1])
-        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ np.uint64(k0), p1 & low, (p0 >> 32) ^ c3 ^ np.uint64(k1), p0 & low
+        c0, c2 = (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0), (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1)
+        c1, c3 = p1 & low, p0 & low
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
     blocks = np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32).reshape(-1)
     return blocks[start - 4 * first :][:n]
 
 
 def philox_torch(
-    key: tuple[int, int], counter: tuple[int, int, int], start: int, n: int, device: torch.device | str = "cpu"
+    key: tuple[int, int],
+    counter: tuple[int, int, int],
+    start: int,
+    n: int,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """The words of `Stream.words` as an int64 tensor on any device: integer operations only, so bit-exact."""
     first, last = start // 4, -(-(start + n) // 4)
@@ -147,7 +156,7 @@ def scoped_torch_generator(stream: Stream, device: torch.device | str = "cpu") -
     device = torch.device(device)
     cuda: list[Any] = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)

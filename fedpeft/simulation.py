@@ -1,7 +1,6 @@
 """A whole experiment in one process: several sites, one resident base model, real bytes between them."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fedpeft import __version__, adapters, config, data, kernels
+from fedpeft import __version__, adapters, config, data, expressions, kernels
 from fedpeft.adapters import AdaptedModel
 from fedpeft.config import Experiment
 from fedpeft.errors import ConfigError, JournalError
@@ -159,7 +158,10 @@ class Simulation:
             "base_sha256": self._adapted.space.base,
             "labels": len(self.labels),
             "test_examples": self.test_size,
-            "sites": {site.name: {"examples": site.size, "labels": sum(n > 0 for n in site.label_counts)} for site in self.sites},
+            "sites": {
+                site.name: {"examples": site.size, "labels": sum(n > 0 for n in site.label_counts)}
+                for site in self.sites
+            },
             "before": dict(self.server.before()),
         }
 
@@ -177,20 +179,19 @@ class Simulation:
         write_durably(self.folder / "facts.json", json.dumps(self.facts(), indent=1).encode())
 
     def _card(self) -> str:
-        model = self.experiment.model
-        kind, more = {
-            "sequence-classification": ("AutoModelForSequenceClassification", f", num_labels={len(self.labels)}"),
-            "causal-lm": ("AutoModelForCausalLM", ""),
-        }[model.task]
+        model, rounds = self.experiment.model, self.server.state.round
+        kind, more, note = "AutoModelForCausalLM", "", ""
+        if model.task == "sequence-classification":
+            kind, more = "AutoModelForSequenceClassification", f", num_labels={len(self.labels)}"
+            note = "`labels.json` names the classes in order.\n"
         return (
             f"# An adapter of {model.name}\n\n"
-            f"Fine-tuned by {self.experiment.sites} sites in {self.server.state.round} rounds with fedpeft {__version__}; "
-            "`labels.json` names the classes in order.\n\n"
+            f"Fine-tuned by {self.experiment.sites} sites in {rounds} rounds with fedpeft {__version__}. {note}\n"
             "```python\n"
             "from peft import PeftModel\n"
             f"from transformers import {kind}\n\n"
             f'base = {kind}.from_pretrained("{model.name}"{more})\n'
-            "model = PeftModel.from_pretrained(base, '.')\n"
+            'model = PeftModel.from_pretrained(base, ".")\n'
             "```\n"
         )
 
@@ -212,17 +213,30 @@ def simulate(
         return simulation.server.history()
 
 
-def resume(run: str, rounds: int | None = None) -> tuple[Experiment, Path]:
-    """Experiment and folder of a run, by its folder or its name under runs/.
+def new_folder(runs: Path, name: str) -> Path:
+    """A folder for a new run: `runs/name`, or `runs/name-2` and so on where earlier runs are."""
+    number = 1
+    while (folder := runs / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return folder
+
+
+def resume(run: str, rounds: int | None = None, runs: Path = Path("runs")) -> tuple[Experiment, Path]:
+    """Experiment and folder of a run that exists, by its folder or by its name in `runs`.
+
+    Args:
+        run: folder or name.
+        rounds: rounds in all, instead of what the run's config says.
+        runs: where runs are.
 
     Raises:
         JournalError: there is no such run.
     """
-    folder = next((path for path in (Path(run), Path("runs") / run) if (path / "config.yaml").exists()), None)
+    folder = next((path for path in (Path(run), runs / run) if (path / "config.yaml").exists()), None)
     if folder is None:
-        raise JournalError(f"{run}: no run there; runs/ holds {', '.join(sorted(os.listdir('runs'))) if Path('runs').is_dir() else 'none'}")
-    overrides = [f"rounds={rounds}"] if rounds else []
-    return config.load(folder / "config.yaml", overrides), folder
+        names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
+        raise JournalError(f"{run!r} is no run; {expressions.nearest(run, names) if names else f'{runs}/ holds none'}")
+    return config.load(folder / "config.yaml", [f"rounds={rounds}"] if rounds else []), folder
 
 
 def _subset(examples: tuple[data.Example, ...], experiment: Experiment) -> tuple[data.Example, ...]:

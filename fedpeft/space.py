@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -66,7 +67,7 @@ class Space:
         if not names:
             raise ValueError("a space needs at least one slot; the adapter has no trainable parameter")
         if len(set(names)) != len(names):
-            twice = next(a for a, b in zip(names, names[1:], strict=False) if a == b)
+            twice = next(a for a, b in pairwise(names) if a == b)
             raise ValueError(f"slot {twice!r} is given twice")
 
     @cached_property
@@ -142,7 +143,7 @@ class Space:
         for name in sorted(ours.keys() | theirs.keys()):
             mine, yours = ours.get(name), theirs.get(name)
             if yours is None:
-                return f"slot {mine}: expected, but the other adapter has no such slot; it was made with another PEFT config"
+                return f"slot {mine}: expected, but the other adapter has none; it was made with another PEFT config"
             if mine is None:
                 return f"slot {yours}: not expected here; the other adapter was made with another PEFT config"
             if mine != yours:
@@ -178,7 +179,9 @@ class Space:
         """
         try:
             raw = json.loads(text)
-            slots = tuple(Slot(str(name), tuple(int(n) for n in shape), str(role)) for name, shape, role in raw["slots"])
+            slots = tuple(
+                Slot(str(name), tuple(int(n) for n in shape), str(role)) for name, shape, role in raw["slots"]
+            )
             if any(n < 0 for slot in slots for n in slot.shape):
                 raise ValueError("a dimension is negative")
             return Space(slots, str(raw["config"]), str(raw["base"]))

@@ -33,8 +33,25 @@ NAMES: dict[str, Any] = {
 }
 
 __all__ = [
-    *NAMES, "Codec", "Context", "Field", "Layout", "Numbers", "Part", "Parts", "Plane", "Symbols", "Transform", "parse"
-]  # fmt: skip
+    "Clip",
+    "Codec",
+    "Context",
+    "ErrorFeedback",
+    "Field",
+    "Identity",
+    "Layout",
+    "Numbers",
+    "Part",
+    "Parts",
+    "Plane",
+    "Symbols",
+    "Ternary",
+    "Transform",
+    "Uniform",
+    "chain",
+    "parse",
+    "per_slot",
+]
 
 
 def parse(text: str, *, imports: bool = False) -> Codec | ErrorFeedback:
@@ -50,5 +67,5 @@ def parse(text: str, *, imports: bool = False) -> Codec | ErrorFeedback:
     Raises:
         ConfigError: the text is no such expression.
     """
-    kind: Any = Codec | ErrorFeedback
-    return expressions.parse(text, kind, NAMES, imports=imports)
+    codec: Codec | ErrorFeedback = expressions.parse(text, Codec | ErrorFeedback, NAMES, imports=imports)
+    return codec

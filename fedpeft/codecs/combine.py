@@ -104,11 +104,16 @@ def _grouped(codec: PerSlot, space: Space) -> tuple[tuple[int, Codec, Space], ..
     choices = [*codec.rules, ("*", codec.default)]
     names: list[list[str]] = [[] for _ in choices]
     for slot in space.slots:
-        first = next(i for i, (pattern, _) in enumerate(choices) if fnmatchcase(slot.name, pattern) or pattern == slot.role)
+        first = next(
+            i for i, (pattern, _) in enumerate(choices) if fnmatchcase(slot.name, pattern) or pattern == slot.role
+        )
         names[first].append(slot.name)
     for (pattern, _), found in zip(codec.rules, names, strict=False):
         if not found:
-            raise ValueError(f"per_slot: the pattern {pattern!r} fits no slot that an earlier one left; slots: {[s.name for s in space.slots][:4]}")
+            raise ValueError(
+                f"per_slot: the pattern {pattern!r} fits no slot that an earlier one left, of "
+                f"{[slot.name for slot in space.slots][:3]} and {max(0, len(space.slots) - 3)} more"
+            )
     return tuple((i, choices[i][1], space.subspace(found)) for i, found in enumerate(names) if found)
 
 

@@ -1,6 +1,7 @@
 """Ternary codes: a sparse delta as a mask, signs and one scale a slot."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -66,7 +67,7 @@ class Ternary(Codec):
         x = np.ascontiguousarray(delta.detach().cpu().numpy(), dtype=np.float32)
         bounds = self._bounds(space)
         thresholds = np.zeros(len(bounds) - 1, dtype=np.float32)
-        for j, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for j, (begin, end) in enumerate(pairwise(bounds)):
             if end > begin:
                 thresholds[j] = kernels.magnitude_threshold(x[begin:end], max(1, round(self.density * (end - begin))))
         mask, signs, kept, kept_l1, total_l2sq = kernels.pack_ternary(x, bounds, thresholds)
@@ -77,7 +78,11 @@ class Ternary(Codec):
                 "unbiased": total_l2sq / kept_l1,
             }[self.scale]
         scales = np.where(kept > 0, scales, 0.0).astype(np.float32)
-        return {"scale": Numbers(scales), "mask": Plane(mask, space.numel), "sign": Plane(signs, int(kept.sum()))}
+        return {
+            "scale": Numbers(scales),
+            "mask": Plane(mask, space.numel),
+            "sign": Plane(signs, int(kept.sum())),
+        }
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """+s, -s or 0 for each coordinate."""

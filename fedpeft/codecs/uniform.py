@@ -41,7 +41,7 @@ class Uniform(Codec):
 
     @property
     def _half(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def layout(self, space: Space) -> Layout:
         """One step a slot and one code a coordinate."""
@@ -64,10 +64,7 @@ class Uniform(Codec):
                 continue
             steps[j] = step
             scaled = x[begin:end] / step
-            if noise is None:
-                scaled = scaled.round_()
-            else:
-                scaled = (scaled + noise[begin:end] * 2.0**-32).floor_()
+            scaled = scaled.round_() if noise is None else (scaled + noise[begin:end] * 2.0**-32).floor_()
             codes[begin:end] = (scaled.clamp_(-self._half, self._half) + self._half).to(torch.uint8)
         return {"step": Numbers(steps.numpy()), "code": Symbols(codes.numpy(), 2 * self._half + 1)}
 

@@ -52,8 +52,8 @@ def parse_source(text: str, *, imports: bool = False) -> Source:
     Raises:
         ConfigError: the text is no such expression.
     """
-    kind: Any = Source
-    return expressions.parse(text, kind, SOURCES, imports=imports)
+    source: Source = expressions.parse(text, Source, SOURCES, imports=imports)
+    return source
 
 
 def parse_partition(text: str, *, imports: bool = False) -> Partition:
@@ -62,5 +62,5 @@ def parse_partition(text: str, *, imports: bool = False) -> Partition:
     Raises:
         ConfigError: the text is no such expression.
     """
-    kind: Any = Partition
-    return expressions.parse(text, kind, PARTITIONS, imports=imports)
+    partition: Partition = expressions.parse(text, Partition, PARTITIONS, imports=imports)
+    return partition

@@ -59,8 +59,7 @@ class Corpus:
             for number, example in enumerate(examples):
                 if example.label not in allowed:
                     raise ValueError(
-                        f"corpus {self.name!r}, {split}[{number}]: expected a label {expected}, "
-                        f"got {example.label!r}"
+                        f"corpus {self.name!r}, {split}[{number}]: expected a label {expected}, got {example.label!r}"
                     )
 
 

@@ -70,9 +70,7 @@ class HuggingFaceDataset(Source):
         try:
             import datasets
         except ImportError as error:
-            raise DataError(
-                f"{self.path}: needs the datasets package: pip install 'fedpeft[data]'"
-            ) from error
+            raise DataError(f"{self.path}: needs the datasets package: pip install 'fedpeft[data]'") from error
         try:
             if _saved_to_disk(Path(self.path)):
                 table = _split_of(datasets.load_from_disk(self.path), split, self.path)

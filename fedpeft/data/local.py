@@ -103,8 +103,7 @@ def _json(path: str) -> Rows:
     size = Path(path).stat().st_size
     if size > _MOST_JSON_BYTES:
         raise DataError(
-            f"{path}: a JSON file is read whole, expected at most {_MOST_JSON_BYTES} bytes, got {size}; "
-            "use JSONL"
+            f"{path}: a JSON file is read whole, expected at most {_MOST_JSON_BYTES} bytes, got {size}; use JSONL"
         )
     content = _parsed("".join(_lines(path)), path)
     if isinstance(content, list):
@@ -130,18 +129,14 @@ def _separated(path: str, delimiter: str) -> Rows:
             raise DataError(f"{path}, line 1: expected a header of distinct names, got {header}")
         yield from _numbered(reader, header, path)
     except csv.Error as error:
-        raise DataError(
-            f"{path}, line {reader.line_num}: not valid {Path(path).suffix[1:]}: {error}"
-        ) from error
+        raise DataError(f"{path}, line {reader.line_num}: not valid {Path(path).suffix[1:]}: {error}") from error
 
 
 def _numbered(reader: Iterable[list[str]], header: list[str], path: str) -> Rows:
     for cells in reader:
         number: int = reader.line_num  # type: ignore[attr-defined]
         if cells and len(cells) != len(header):
-            raise DataError(
-                f"{path}, line {number}: expected {len(header)} cells as in the header, got {len(cells)}"
-            )
+            raise DataError(f"{path}, line {number}: expected {len(header)} cells as in the header, got {len(cells)}")
         if cells:
             yield number, dict(zip(header, cells, strict=True))
 

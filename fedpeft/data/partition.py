@@ -101,9 +101,7 @@ class ByGroup(Partition):
         groups = [_group(example, number, self) for number, example in enumerate(examples)]
         counts = Counter(groups)
         if sites > len(counts):
-            raise ValueError(
-                f"{self}: {sites} sites need as many groups, got {len(counts)}; ask for fewer sites"
-            )
+            raise ValueError(f"{self}: {sites} sites need as many groups, got {len(counts)}; ask for fewer sites")
         sizes = [0] * sites
         site_of: dict[str, int] = {}
         for group in sorted(counts, key=lambda g: (-counts[g], g)):
@@ -126,9 +124,7 @@ class ByLabel(Partition):
         """The site of each example's label."""
         by_label = _by_label(examples, self)
         if sites > len(by_label):
-            raise ValueError(
-                f"{self}: {sites} sites need as many labels, got {len(by_label)}; ask for fewer sites"
-            )
+            raise ValueError(f"{self}: {sites} sites need as many labels, got {len(by_label)}; ask for fewer sites")
         domain = {
             label: Counter(examples[i].group or "" for i in members).most_common(1)[0][0]
             for label, members in by_label.items()
@@ -153,7 +149,5 @@ def _by_label(examples: Sequence[Example], partition: Partition) -> dict[int, ND
 
 def _group(example: Example, number: int, partition: Partition) -> str:
     if example.group is None:
-        raise ValueError(
-            f"{partition}: example {number} has no group; name the source's group column, or use IID()"
-        )
+        raise ValueError(f"{partition}: example {number} has no group; name the source's group column, or use IID()")
     return example.group

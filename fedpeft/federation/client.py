@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -67,7 +68,7 @@ class ClientStore:
             JournalError: the file is damaged.
         """
         if self._path is None or not self._path.exists():
-            return self._state or ClientState(b"", 0, torch.zeros(self._space.numel), torch.zeros(self._space.numel))
+            return self._state or self.empty(b"")
         raw = safetensors.torch.load(read_sealed(self._path))
         held, replied = raw["rounds"].tolist()
         texts = {name: raw[name].numpy().tobytes() for name in ("run", "codec", "payload", "reply")}
@@ -76,12 +77,20 @@ class ClientStore:
             held=held, replied=replied, adapter=raw["adapter"], residual=raw["residual"], codec=codec, **texts
         )
 
+    def empty(self, run: bytes) -> ClientState:
+        """What a client knows at the beginning of a run."""
+        return ClientState(run, 0, torch.zeros(self._space.numel), torch.zeros(self._space.numel))
+
     def save(self, state: ClientState) -> None:
         """Make a state the one that `load` gives."""
         if self._path is None:
             self._state = state
             return
-        raw = {"rounds": torch.tensor([state.held, state.replied]), "adapter": state.adapter, "residual": state.residual}
+        raw = {
+            "rounds": torch.tensor([state.held, state.replied]),
+            "adapter": state.adapter,
+            "residual": state.residual,
+        }
         for name in ("run", "payload", "reply"):
             raw[name] = _bytes_tensor(getattr(state, name))
         raw["codec"] = _bytes_tensor(state.codec.encode())
@@ -131,8 +140,7 @@ class Client:
             self._check_space(task.space)
         state = self._store.load()
         if state.run != task.run:
-            empty = torch.zeros(self._space.numel)
-            state = ClientState(task.run, 0, empty, empty)
+            state = self._store.empty(task.run)
         if task.round == state.replied:
             return state.reply
         if task.round < max(state.replied, 1):
@@ -145,7 +153,9 @@ class Client:
         trained = next(iter(self._trainer.train([self._job(task, state.adapter)])))
         delta = trained.vector - state.adapter
         if not torch.isfinite(delta).all():
-            raise RunError(f"training diverged in round {task.round}: the adapter is not finite; lower the learning rate")
+            raise RunError(
+                f"training diverged in round {task.round}: the adapter is not finite; lower the learning rate"
+            )
         half = time.perf_counter()
         payload, residual = self._encode(delta, codec, state, ctx)
         metrics = {**trained.metrics, "train_s": half - began, "encode_s": time.perf_counter() - half}
@@ -183,9 +193,13 @@ class Client:
                 raise RefusedError(Reason.STALE_ADAPTER, f"holds round {held}, was sent a step from {step.from_round}")
             codec = broadcast.WHOLE if step.from_round == 0 else self._codec(step.codec)
             if isinstance(codec, ErrorFeedback):
-                raise RefusedError(Reason.POLICY, "a broadcast carries its losses over by itself; it takes a plain codec")
+                raise RefusedError(
+                    Reason.POLICY, "a broadcast carries its losses over by itself; it takes a plain codec"
+                )
             try:
-                decoded = broadcast.unpack(step.payload, codec, self._space, task.run, Context(task.seed, step.to_round))
+                decoded = broadcast.unpack(
+                    step.payload, codec, self._space, task.run, Context(task.seed, step.to_round)
+                )
             except FedpeftError as error:
                 raise RefusedError(Reason.BAD_PAYLOAD, f"broadcast of round {step.to_round}: {error}") from None
             adapter = decoded if step.from_round == 0 else broadcast.advance(adapter, decoded)
@@ -204,7 +218,7 @@ class Client:
 
     def _job(self, task: pb.Task, start: Float[Tensor, " d"]) -> Job:
         s = task.settings
-        labels = "own" if s.labels == "own" else "all"
+        labels: Literal["all", "own"] = "own" if s.labels == "own" else "all"
         settings = Settings(s.local_steps, s.batch_size, s.learning_rate, s.weight_decay, s.clip_norm, labels)
         order = Stream(task.seed, Purpose.DATA, task.round, task.client)
         return Job(start, self._data, settings, order, replace(order, purpose=Purpose.DROPOUT))

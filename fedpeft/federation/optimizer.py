@@ -1,4 +1,4 @@
-"""The server's step: any `torch.optim` optimizer over the global adapter, with the merged delta as minus its gradient."""
+"""The server's step: any `torch.optim` optimizer, with the merged delta as minus the gradient."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +42,9 @@ class ServerOptimizer:
             optimizer.state[parameter] = {name: tensor.clone() for name, tensor in state.items()}
         parameter.grad = -delta
         optimizer.step()
-        after = {name: torch.as_tensor(value) for name, value in optimizer.state[parameter].items() if value is not None}
+        after = {
+            name: torch.as_tensor(value) for name, value in optimizer.state[parameter].items() if value is not None
+        }
         return parameter.detach(), after
 
     def _make(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
@@ -54,6 +56,6 @@ class ServerOptimizer:
             make.__name__ = kind.__name__
             return make
 
-        return expressions.parse(
-            self.expression, torch.optim.Optimizer, {name: bound(kind) for name, kind in _NAMES.items()}
-        )
+        names = {name: bound(kind) for name, kind in _NAMES.items()}
+        optimizer: torch.optim.Optimizer = expressions.parse(self.expression, torch.optim.Optimizer, names)
+        return optimizer

@@ -92,7 +92,7 @@ class Server:
         return scores
 
     def _begin(self, start: Float[Tensor, " d"]) -> ServerState:
-        state = ServerState(secrets.token_bytes(16), 0, start, start)
+        state = ServerState(secrets.token_bytes(16), 0, start, torch.zeros_like(start))
         self._journal.append(
             "BEGIN",
             run=state.run.hex(),
@@ -123,9 +123,7 @@ class Server:
         if not torch.isfinite(vector).all():
             raise RunError(f"round {number}: the global adapter is not finite; lower the server's learning rate")
         counted = self.state.counted | {record["node"]: number for record in accepted}
-        state = replace(
-            self.state, round=number, vector=vector, public=public, optimizer=optimizer, counted=counted
-        )
+        state = replace(self.state, round=number, vector=vector, public=public, optimizer=optimizer, counted=counted)
         folded = time.perf_counter()
         scores = self._scores(vector)
         ended = time.perf_counter()
@@ -193,7 +191,9 @@ class Server:
                 raise SiteError(*next(iter(sorted(failures.items()))))
             refused = [f"{r['node']}: {r['why']}" for r in self._journal.of("REFUSE", number)]
             reasons = "; ".join(refused) or f"nobody else answered within {self._plan.deadline_s:g} s"
-            raise QuorumError(f"round {number}: {counted} of {len(cohort)} clients were counted, {need} needed: {reasons}")
+            raise QuorumError(
+                f"round {number}: {counted} of {len(cohort)} clients were counted, {need} needed: {reasons}"
+            )
 
     def _task(self, number: int, node: NodeId, held: int, public: Float[Tensor, " d"]) -> bytes:
         settings = self._plan.settings
@@ -307,7 +307,11 @@ class Server:
         return fold.finalize()
 
     def _commit(
-        self, state: ServerState, accepted: Sequence[Record], scores: Mapping[str, float], seconds: Mapping[str, float]
+        self,
+        state: ServerState,
+        accepted: Sequence[Record],
+        scores: Mapping[str, float],
+        seconds: Mapping[str, float],
     ) -> Record:
         traffic = self._journal.of("ACCEPT", state.round) + self._journal.of("REFUSE", state.round)
         weights = sum(record["weight"] for record in accepted)

@@ -15,7 +15,13 @@ WEYL_1 = np.uint64(0xBB67AE85)
 
 @kernel
 def _blocks(
-    key0: np.uint64, key1: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64, first: int, out: NDArray[np.uint32]
+    key0: np.uint64,
+    key1: np.uint64,
+    c1: np.uint64,
+    c2: np.uint64,
+    c3: np.uint64,
+    first: int,
+    out: NDArray[np.uint32],
 ) -> None:
     """Fill `out` with the blocks of counters (first, c1, c2, c3), (first + 1, c1, c2, c3), ..."""
     for block in range(out.size // 4):

@@ -220,7 +220,9 @@ def popcount(plane: NDArray[np.uint8]) -> int:
     return int(_popcount(vector(plane, np.uint8, "plane"), ONES))
 
 
-def _slots(bounds: NDArray[np.int64], values: NDArray[np.float32], name: str, n: int) -> tuple[list[int], NDArray[np.float32]]:
+def _slots(
+    bounds: NDArray[np.int64], values: NDArray[np.float32], name: str, n: int
+) -> tuple[list[int], NDArray[np.float32]]:
     """Check that `bounds` cuts [0, n) into slots and that `values` has one entry for each."""
     edges: list[int] = bounds.tolist()
     if not edges or edges[0] != 0 or edges[-1] != n or any(a > b for a, b in zip(edges, edges[1:], strict=False)):

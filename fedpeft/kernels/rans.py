@@ -36,7 +36,12 @@ def _histogram(symbols: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
 
 @kernel
 def _push(
-    x: np.uint64, s: np.uint8, first: int, table: NDArray[np.uint64], reciprocal: NDArray[np.uint64], out: NDArray[np.uint16]
+    x: np.uint64,
+    s: np.uint8,
+    first: int,
+    table: NDArray[np.uint64],
+    reciprocal: NDArray[np.uint64],
+    out: NDArray[np.uint16],
 ) -> tuple[np.uint64, int]:
     """Code one symbol: x' = (x // f) * 2^14 + start + x % f, after moving 16 bits out if x' would not fit 32.
 

@@ -57,7 +57,12 @@ def _size_bits(mask: NDArray[np.uint64], parameter: np.uint64) -> int:
 
 @kernel
 def _decode(
-    stream: NDArray[np.uint64], bits: np.uint64, parameter: np.uint64, numel: np.uint64, count: int, mask: NDArray[np.uint8]
+    stream: NDArray[np.uint64],
+    bits: np.uint64,
+    parameter: np.uint64,
+    numel: np.uint64,
+    count: int,
+    mask: NDArray[np.uint8],
 ) -> int:
     """Set `count` bits of `mask`; 0, or the rule that the stream breaks.
 

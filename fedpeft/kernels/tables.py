@@ -82,7 +82,9 @@ def class_table(masses: NDArray[np.uint16]) -> NDArray[np.uint32]:
     """
     wide = vector(masses, np.uint16, "masses").astype(np.int64)
     if wide.size != 9 or wide.sum() != TOTAL or np.any((wide > 0) & (wide < CLASS_SIZES)):
-        raise PayloadError(Defect.TABLE, f"expected 9 classes of at least {CLASS_SIZES} that sum to {TOTAL}, got {wide}")
+        raise PayloadError(
+            Defect.TABLE, f"expected 9 classes of at least {CLASS_SIZES} that sum to {TOTAL}, got {wide}"
+        )
     freq = np.zeros(256, np.uint32)
     for c in range(9):
         members = np.flatnonzero(ONES == c)

@@ -3,13 +3,21 @@
 from typing import Any
 
 from fedpeft import expressions
-from fedpeft.strategies.base import Update, Fold, Strategy, Summands
+from fedpeft.strategies.base import Fold, Strategy, Summands, Update
 from fedpeft.strategies.mean import Mean
 from fedpeft.strategies.sign import SignElection
 
 NAMES: dict[str, Any] = {"Mean": Mean, "SignElection": SignElection}
 
-__all__ = [*NAMES, "Update", "Fold", "Strategy", "Summands", "parse"]
+__all__ = [
+    "Fold",
+    "Mean",
+    "SignElection",
+    "Strategy",
+    "Summands",
+    "Update",
+    "parse",
+]
 
 
 def parse(text: str, *, imports: bool = False) -> Strategy:
@@ -21,5 +29,5 @@ def parse(text: str, *, imports: bool = False) -> Strategy:
     Raises:
         ConfigError: the text is no such expression.
     """
-    kind: Any = Strategy
-    return expressions.parse(text, kind, NAMES, imports=imports)
+    strategy: Strategy = expressions.parse(text, Strategy, NAMES, imports=imports)
+    return strategy

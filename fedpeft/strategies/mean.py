@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.space import Space
-from fedpeft.strategies.base import Update, Strategy, Summands
+from fedpeft.strategies.base import Strategy, Summands, Update
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Mean(Strategy):
     """
 
     def lift(self, update: Update, space: Space) -> Summands:
-        """n x and n."""
+        """The weighted delta, and the weight."""
         weighted = update.delta.to(torch.float64, copy=True).mul_(update.weight)
         return {"sum": weighted, "weight": torch.tensor(update.weight, dtype=torch.float64)}
 

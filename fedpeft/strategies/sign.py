@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.space import Space
-from fedpeft.strategies.base import Update, Strategy, Summands
+from fedpeft.strategies.base import Strategy, Summands, Update
 
 
 @dataclass(frozen=True)

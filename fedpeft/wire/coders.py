@@ -173,7 +173,8 @@ def _decode_numbers(coded: Coded, field: Field, numel: int) -> Numbers:
     dtype = np.dtype(field.dtype).newbyteorder("<")
     if len(coded.data) != numel * dtype.itemsize:
         raise PayloadError(
-            Defect.PART_SIZE, f"expected {numel} numbers of {dtype.itemsize} bytes, got {len(coded.data)} bytes"
+            Defect.PART_SIZE,
+            f"expected {numel} numbers of {dtype.itemsize} bytes, got {len(coded.data)} bytes",
         )
     values = np.frombuffer(coded.data, dtype=dtype)
     if dtype.kind == "f" and not np.isfinite(values).all():

@@ -110,9 +110,7 @@ def inspect(data: bytes) -> tuple[Header, list[PartSize]]:
     if h.version != VERSION:
         raise PayloadError(Defect.VERSION, f"expected version {VERSION}, got {h.version}")
     header = Header(h.fingerprint, h.run, h.round, h.client, h.codec, h.numel)
-    return header, [
-        PartSize(p.name, _coder_name(p.coder), p.numel, len(p.data) + len(p.table)) for p in content.parts
-    ]
+    return header, [PartSize(p.name, _coder_name(p.coder), p.numel, len(p.data) + len(p.table)) for p in content.parts]
 
 
 def _coder_name(coder: int) -> str:
@@ -182,5 +180,6 @@ def _check_size(part: pb.Part, field: Field) -> None:
     if part.numel > field.numel or (part.numel < field.numel and not field.ragged):
         most = "at most " if field.ragged else ""
         raise PayloadError(
-            Defect.PART_SIZE, f"part {part.name!r}: expected {most}{field.numel} {field.kind}, got {part.numel}"
+            Defect.PART_SIZE,
+            f"part {part.name!r}: expected {most}{field.numel} {field.kind}, got {part.numel}",
         )

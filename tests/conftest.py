@@ -1,0 +1,16 @@
+"""What tests share: no network, one thread, and tiny models built from configs."""
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1")
+
+import pytest
+import torch
+
+from fedpeft import kernels
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_and_warm_kernels() -> None:
+    torch.set_num_threads(1)
+    kernels.warm_up()
