@@ -101,7 +101,7 @@ class RefusedError(FedpeftError):
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason.value}: {detail}")
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 class JournalError(FedpeftError):

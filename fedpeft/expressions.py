@@ -38,7 +38,7 @@ def parse(text: str, kind: Any, namespace: Mapping[str, Callable[..., Any]], *, 
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         found = _build(tree, namespace, imports)
-    except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
+    except (SyntaxError, RecursionError, MemoryError, TypeError, ValueError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise ConfigError(f"{text!r}: {reason}") from None
     if isinstance(found, type):
@@ -83,6 +83,8 @@ def _build(node: ast.expr, namespace: Mapping[str, Callable[..., Any]], imports:
             if any(keyword.arg is None for keyword in keywords):
                 raise ValueError("** is not part of an expression")
             named = {str(keyword.arg): build(keyword.value) for keyword in keywords}
+            if len(named) < len(keywords):
+                raise ValueError(f"{ast.unparse(function)} is given one setting twice")
             return _call(called, [build(arg) for arg in args], named)
     raise ValueError(f"{ast.unparse(node)!r} is not part of an expression; use calls, literals and names")
 

@@ -179,11 +179,11 @@ class Space:
         """
         try:
             raw = json.loads(text)
-            slots = tuple(
-                Slot(str(name), tuple(int(n) for n in shape), str(role)) for name, shape, role in raw["slots"]
-            )
-            if any(n < 0 for slot in slots for n in slot.shape):
-                raise ValueError("a dimension is negative")
+            slots = tuple(Slot(str(name), tuple(shape), str(role)) for name, shape, role in raw["slots"])
+            if any(type(n) is not int or n < 0 for slot in slots for n in slot.shape):
+                raise ValueError("a dimension is no whole number of at least 0")
+            if raw["config"] and not isinstance(json.loads(raw["config"]), dict):
+                raise ValueError("the PEFT config is no JSON object")
             return Space(slots, str(raw["config"]), str(raw["base"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SpaceError(f"not a description of a space: {error}") from None

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -20,7 +21,7 @@ def save_tokenizer(folder: Path) -> None:
 def bert_config() -> transformers.BertConfig:
     return transformers.BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=32,
+        max_position_embeddings=32, initializer_range=0.4,
     )  # fmt: skip
 
 
@@ -31,14 +32,18 @@ def llama_config() -> transformers.LlamaConfig:
     )  # fmt: skip
 
 
-def save_bert(folder: Path) -> Path:
-    transformers.BertModel(bert_config()).save_pretrained(folder)
+def save_bert(folder: Path, seed: int = 0) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformers.BertModel(bert_config()).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
 
 
-def save_llama(folder: Path) -> Path:
-    transformers.LlamaForCausalLM(llama_config()).save_pretrained(folder)
+def save_llama(folder: Path, seed: int = 0) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformers.LlamaForCausalLM(llama_config()).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
 

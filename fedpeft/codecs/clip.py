@@ -1,5 +1,6 @@
 """Bounding the norm of a delta before it is encoded."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,8 @@ class Clip(Transform):
     norm: float
 
     def __post_init__(self) -> None:
-        if not self.norm > 0:
-            raise ValueError(f"norm must be positive, got {self.norm}")
+        if not 0 < self.norm < math.inf:
+            raise ValueError(f"norm must be positive and finite, got {self.norm}")
 
     def forward(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """The clipped delta."""

@@ -124,7 +124,9 @@ def per_slot(rules: Mapping[str, Codec], *, default: Codec) -> Codec:
         rules: codec by role, or by a pattern of the slot's name with `*`; the first that fits counts.
         default: codec of the slots that no pattern fits.
     """
-    for pattern, codec in rules.items():
+    if not isinstance(rules, Mapping) or not all(isinstance(pattern, str) for pattern in rules):
+        raise ValueError(f"per_slot: expected a mapping of patterns to codecs, got {rules!r}")
+    for pattern, codec in [*rules.items(), ("default", default)]:
         if not isinstance(codec, Codec):
             raise ValueError(f"per_slot: expected a codec for {pattern!r}, got {codec!r}")
     return PerSlot(tuple(rules.items()), default)

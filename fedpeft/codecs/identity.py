@@ -1,7 +1,7 @@
 """The delta as it is, in one of three floating-point types."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts
+from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
 
 _STORED = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
@@ -30,11 +31,14 @@ class Identity(Codec):
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
-    linear: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if self.dtype not in _STORED:
             raise ValueError(f"dtype must be one of {', '.join(_STORED)}, got {self.dtype!r}")
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        """Whether what is sent may be summed as it is: only float32, which nothing is rounded to."""
+        return self.dtype == "float32"
 
     def layout(self, space: Space) -> Layout:
         """One part of numbers; bfloat16, which numpy lacks, travels as its 16 bits."""
@@ -50,8 +54,14 @@ class Identity(Codec):
         return {"values": Numbers(stored.numpy())}
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
-        """Widen to float32."""
+        """Widen to float32.
+
+        Raises:
+            PayloadError: a bfloat16 is not finite (the wire, to which it is an integer, cannot tell).
+        """
         values = parts["values"].values  # type: ignore[union-attr]
         if self.dtype == "bfloat16":
-            return torch.from_numpy((values.astype(np.uint32) << 16).view(np.float32))
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+            if not np.isfinite(values).all():
+                raise PayloadError(Defect.NON_FINITE, "the 16 bits of a bfloat16 stand for infinity or NaN")
         return torch.from_numpy(values.astype(np.float32))

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols
+from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
 
 
@@ -55,7 +56,8 @@ class Uniform(Codec):
         x = delta.detach().cpu().float()
         steps = torch.zeros(len(space.slots))
         codes = torch.empty(space.numel, dtype=torch.uint8)
-        noise = torch.from_numpy(ctx.private.words(space.numel).astype(np.int64)) if self.stochastic else None
+        # In float64, which holds all 32 bits: in float32 a noise close to 1 would round up to it.
+        noise = torch.from_numpy(ctx.private.words(space.numel) * 2.0**-32) if self.stochastic else None
         for j, (begin, end) in enumerate(zip(space.bounds, space.bounds[1:], strict=False)):
             largest = float(x[begin:end].abs().max()) if end > begin else 0.0
             step = torch.tensor(largest / self._half)
@@ -64,16 +66,23 @@ class Uniform(Codec):
                 continue
             steps[j] = step
             scaled = x[begin:end] / step
-            scaled = scaled.round_() if noise is None else (scaled + noise[begin:end] * 2.0**-32).floor_()
+            scaled = scaled.round_() if noise is None else (scaled + noise[begin:end]).floor_()
             codes[begin:end] = (scaled.clamp_(-self._half, self._half) + self._half).to(torch.uint8)
         return {"step": Numbers(steps.numpy()), "code": Symbols(codes.numpy(), 2 * self._half + 1)}
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
-        """Multiply codes by steps."""
+        """Multiply codes by steps.
+
+        Raises:
+            PayloadError: a step is beyond what a float32 delta can have.
+        """
         steps, codes = parts["step"], parts["code"]
         if not (isinstance(steps, Numbers) and isinstance(codes, Symbols)):
             raise TypeError("the parts do not follow the layout of Uniform")
-        out = torch.from_numpy(codes.values).float().sub_(self._half)
+        largest = float(np.abs(steps.values).max(initial=0.0)) * self._half
+        if largest > float(np.finfo(np.float32).max):
+            raise PayloadError(Defect.NON_FINITE, f"{self._half} steps of the largest are not finite")
+        out = torch.from_numpy(codes.values.astype(np.float32)).sub_(self._half)
         for step, begin, end in zip(steps.values.tolist(), space.bounds, space.bounds[1:], strict=False):
             out[begin:end] *= step
         return out

@@ -15,6 +15,8 @@ from fedpeft.codecs import Codec, Context, Identity, Parts
 from fedpeft.space import Space
 
 WHOLE: Codec = Identity("float16")
+WHOLE_BYTES = 2  # a parameter
+LARGEST = 65504.0  # of fp16
 
 
 def advance(public: Float[Tensor, " d"], decoded: Float[Tensor, " d"]) -> Float[Tensor, " d"]:

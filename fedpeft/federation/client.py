@@ -130,7 +130,7 @@ class Client:
         try:
             return self._answer(task)
         except RefusedError as error:
-            return _refusal(task, error.reason, str(error))
+            return _refusal(task, error.reason, error.detail)
         except Exception as error:
             failure = pb.Failure(error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
             return pb.Reply(run=task.run, round=task.round, failure=failure).SerializeToString()

@@ -114,14 +114,15 @@ class Server:
     def _round(self, number: int) -> Record:
         began = time.perf_counter()
         public, cohort = self._open(number)
+        whole = broadcast.whole(public, self._space, self.state.run, number)
         if not self._journal.of("CLOSE", number):
-            self._collect(number, cohort, public)
+            self._collect(number, cohort, whole)
             self._journal.append("CLOSE", round=number)
         closed = time.perf_counter()
         accepted = sorted(self._journal.of("ACCEPT", number), key=lambda record: str(record["node"]))
         vector, optimizer = self._plan.optimizer.step(self.state.vector, self._fold(accepted), self.state.optimizer)
-        if not torch.isfinite(vector).all():
-            raise RunError(f"round {number}: the global adapter is not finite; lower the server's learning rate")
+        if not (vector.abs() <= broadcast.LARGEST).all():
+            raise RunError(f"round {number}: the global adapter went beyond the range of fp16; lower the learning rates")
         counted = self.state.counted | {record["node"]: number for record in accepted}
         state = replace(self.state, round=number, vector=vector, public=public, optimizer=optimizer, counted=counted)
         folded = time.perf_counter()
@@ -160,7 +161,7 @@ class Server:
         cohort: Sequence[NodeId] = opened["cohort"]
         return public, cohort
 
-    def _collect(self, number: int, cohort: Sequence[NodeId], public: Float[Tensor, " d"]) -> None:
+    def _collect(self, number: int, cohort: Sequence[NodeId], whole: bytes) -> None:
         """Ask who has not answered yet; a site that lost the adapter is asked again with the whole of it."""
         until = time.monotonic() + self._plan.deadline_s
         done = {record["node"] for record in self._journal.of("ACCEPT", number)}
@@ -168,7 +169,7 @@ class Server:
         failures: dict[NodeId, str] = {}
         held = self.state.counted
         while asked:
-            requests = {node: self._task(number, node, held.get(node, 0), public) for node in asked}
+            requests = {node: self._task(number, node, held.get(node, 0), whole) for node in asked}
             stale = set()
             for arrival in self._transport.exchange(requests, max(0.0, until - time.monotonic())):
                 sent = requests.get(arrival.node, b"")
@@ -195,7 +196,7 @@ class Server:
                 f"round {number}: {counted} of {len(cohort)} clients were counted, {need} needed: {reasons}"
             )
 
-    def _task(self, number: int, node: NodeId, held: int, public: Float[Tensor, " d"]) -> bytes:
+    def _task(self, number: int, node: NodeId, held: int, whole: bytes) -> bytes:
         settings = self._plan.settings
         task = pb.Task(
             run=self.state.run,
@@ -214,7 +215,7 @@ class Server:
             ),
         )
         steps = [r for r in self._steps() if held < r["round"] <= number]
-        if held and len(steps) == number - held and sum(r["step_bytes"] for r in steps) < 2 * self._space.numel:
+        if held and len(steps) == number - held and sum(r["step_bytes"] for r in steps) < len(whole):
             for record in steps:
                 task.broadcasts.add(
                     from_round=record["round"] - 1,
@@ -224,17 +225,19 @@ class Server:
                 )
         else:
             task.space = self._space.to_json()
-            payload = broadcast.whole(public, self._space, self.state.run, number)
-            task.broadcasts.add(to_round=number, codec=repr(broadcast.WHOLE), payload=payload)
+            task.broadcasts.add(to_round=number, codec=repr(broadcast.WHOLE), payload=whole)
         return task.SerializeToString(deterministic=True)
 
     def _steps(self) -> list[Record]:
-        """The steps whose payloads are kept: as many of the last as are together smaller than the whole adapter."""
+        """The steps whose payloads are kept: the last, and as many before it as are together smaller than the whole."""
         kept: list[Record] = []
-        for record in reversed([r for r in self._journal.records if r["kind"] == "OPEN" and r["step_bytes"]]):
-            if kept and sum(r["step_bytes"] for r in kept) + record["step_bytes"] >= 2 * self._space.numel:
-                break
-            kept.append(record)
+        room = broadcast.WHOLE_BYTES * self._space.numel
+        for number in range(self.state.round + 1, 1, -1):
+            for record in self._journal.of("OPEN", number):
+                room -= record["step_bytes"]
+                if kept and room < 0:
+                    return kept[::-1]
+                kept.append(record)
         return kept[::-1]
 
     def _receive(self, number: int, arrival: Arrival, down_bytes: int, failures: dict[NodeId, str]) -> None:

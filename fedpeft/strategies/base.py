@@ -1,5 +1,6 @@
 """What a strategy is: a lift, a sum and a finish."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,16 +62,22 @@ class Fold:
         """Add one client.
 
         Raises:
-            ValueError: the delta has another size, or the weight is not positive.
+            ValueError: the delta has another size, or the weight is not positive and finite.
         """
         if update.delta.shape != (self.space.numel,):
             raise ValueError(f"expected a delta of shape ({self.space.numel},), got {tuple(update.delta.shape)}")
-        if not update.weight > 0:
-            raise ValueError(f"a weight must be positive, got {update.weight}")
+        if not 0 < update.weight < math.inf:
+            raise ValueError(f"a weight must be positive and finite, got {update.weight}")
         self._add(self.strategy.lift(update, self.space))
 
     def merge(self, other: "Fold") -> None:
-        """Add the total of another fold of the same strategy and space: one branch of a tree."""
+        """Add the total of another fold: one branch of a tree.
+
+        Raises:
+            ValueError: the other fold is of another strategy or space.
+        """
+        if (other.strategy, other.space) != (self.strategy, self.space):
+            raise ValueError(f"cannot add a total of {other.strategy} to one of {self.strategy}, or of another space")
         if other.total is not None:
             self._add(other.total)
 

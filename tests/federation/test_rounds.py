@@ -1,0 +1,412 @@
+"""The round loop over memory: who is asked, what is counted, what is refused, and what both ends hold."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpeft import codecs, strategies, wire
+from fedpeft._proto import federation_pb2 as pb
+from fedpeft.codecs import ErrorFeedback, Identity, Ternary, Uniform
+from fedpeft.errors import JournalError, QuorumError, RunError, SiteError
+from fedpeft.federation import Client, ClientStore, Journal, Plan, Server, ServerOptimizer
+from fedpeft.runtime.memory import MemoryTransport
+from fedpeft.space import Slot, Space
+from fedpeft.training import Settings
+from tests.federation import world
+from tests.federation.world import SPACE, START, Tampering
+
+PLAN = Plan(rounds=4, codec=ErrorFeedback(Ternary(density=0.3)), broadcast=Uniform(bits=4))
+LOSSLESS = Plan(rounds=4)
+
+
+def run(plan: Plan, folder: Path, names: tuple[str, ...] = ("ann", "bob", "cat")) -> tuple[Server, Tampering]:
+    transport = Tampering(world.clients(folder / "sites", names))
+    with Journal(folder / "journal") as journal:
+        server = world.server(plan, transport, journal)
+        list(server.run())
+    return server, transport
+
+
+def test_one_lossless_round_is_the_weighted_mean_of_what_clients_did(tmp_path: Path) -> None:
+    transport = MemoryTransport(handlers := world.clients(tmp_path / "sites"))
+    with Journal(tmp_path / "journal") as journal:
+        server = world.server(replace(LOSSLESS, rounds=1), transport, journal)
+        (metrics,) = server.run()
+    held = START.half().float()
+    jobs = [client._trainer.jobs[0] for client in handlers.values()]
+    assert all(torch.equal(job.start, held) for job in jobs)
+    moved = [next(client._trainer.train([job])).vector - held for client, job in zip(handlers.values(), jobs, strict=True)]
+    mean = sum(weight * delta.double() for weight, delta in zip((1, 3, 5), moved, strict=True)) / 9
+    assert torch.allclose(server.state.vector.double(), START.double() + mean, atol=1e-7)
+    assert metrics["counted"] == 3
+
+
+@pytest.mark.parametrize("strategy", ["Mean()", "SignElection()"])
+@pytest.mark.parametrize("codec", ["Identity()", "Ternary(density=0.5)", "ErrorFeedback(Ternary(density=0.2))"])
+@pytest.mark.parametrize("broadcast", ["Identity('float16')", "Uniform(bits=4)", "Ternary(density=0.5)"])
+def test_every_site_holds_what_the_server_thinks_it_holds(
+    tmp_path: Path, strategy: str, codec: str, broadcast: str
+) -> None:
+    down = codecs.parse(broadcast)
+    assert isinstance(down, codecs.Codec)
+    plan = Plan(rounds=6, codec=codecs.parse(codec), broadcast=down, strategy=strategies.parse(strategy), cohort=2)
+    server, transport = run(plan, tmp_path)
+    for name, client in transport._handlers.items():
+        state = client._store.load()
+        if server.state.counted.get(name) == server.state.round:
+            assert torch.equal(state.adapter, server.state.public), name
+    assert torch.equal(server.state.public, server.state.public.half().float())
+
+
+def test_a_lossy_broadcast_catches_up(tmp_path: Path) -> None:
+    """What the codec lost is in the next step: sites end near the server although every step is very coarse."""
+    plan = Plan(rounds=40, broadcast=Ternary(density=0.5), settings=Settings())
+    server, _ = run(plan, tmp_path)
+    assert float((server.state.vector - server.state.public).norm()) < 0.2 * float(server.state.vector.norm())
+
+
+def test_new_sites_get_the_whole_and_others_only_steps(tmp_path: Path) -> None:
+    _, transport = run(PLAN, tmp_path)
+    for _, task in transport.asked:
+        (step,) = task.broadcasts
+        assert (step.from_round == 0) == (task.round == 1) == bool(task.space)
+        assert step.codec == ("Identity(dtype='float16')" if task.round == 1 else repr(PLAN.broadcast))
+
+
+def test_an_absent_site_catches_up_by_the_steps_it_missed_or_by_the_whole(tmp_path: Path) -> None:
+    transport = Tampering(world.clients(tmp_path / "sites"))
+    with Journal(tmp_path / "journal") as journal:
+        server = world.server(replace(PLAN, rounds=6, quorum=0.5, broadcast=Ternary(density=0.05)), transport, journal)
+        transport.tamper = lambda node, data: None if node == "bob" and 2 <= pb.Reply.FromString(data).round <= 3 else data
+        list(server.run())
+    sent = {(node, task.round): task for node, task in transport.asked}
+    steps = [(s.from_round, s.to_round) for s in sent["bob", 4].broadcasts]
+    assert steps in ([(1, 2), (2, 3), (3, 4)], [(0, 4)])
+    assert [(s.from_round, s.to_round) for s in sent["ann", 4].broadcasts] == [(3, 4)]
+    bob = transport._handlers["bob"]._store.load()
+    assert torch.equal(bob.adapter, server.state.public)
+
+
+def test_a_site_that_lost_its_disk_is_asked_again_with_the_whole(tmp_path: Path) -> None:
+    handlers = world.clients(tmp_path / "sites")
+    transport = Tampering(handlers)
+    with Journal(tmp_path / "journal") as journal:
+        server = world.server(PLAN, transport, journal)
+        rounds = server.run()
+        next(rounds)
+        (tmp_path / "sites" / "bob").unlink()
+        metrics = next(rounds)
+    assert metrics["counted"] == 3
+    assert [bool(task.space) for node, task in transport.asked if node == "bob"] == [True, False, True]
+
+
+def test_what_was_not_counted_goes_back_into_the_residual(tmp_path: Path) -> None:
+    """Error feedback loses nothing: deltas made = updates counted + what the residual still holds."""
+    handlers = world.clients(tmp_path / "sites", ("ann",))
+    transport = Tampering(handlers)
+    with Journal(tmp_path / "journal") as journal:
+        plan = replace(PLAN, codec=ErrorFeedback(Ternary(density=0.2)), rounds=3)
+        server = world.server(plan, transport, journal)
+        transport.tamper = lambda node, data: None if pb.Reply.FromString(data).round == 2 else data
+        next(rounds := server.run())
+        with pytest.raises(QuorumError):
+            next(rounds)
+        before = server.state.vector.clone()
+        first = handlers["ann"]._store.load()
+        handlers["ann"]._store.save(replace(first, replied=2))
+        task = transport.asked[-1][1]
+        task.round, task.counted = 3, 1
+        del task.broadcasts[:]
+        task.broadcasts.add(to_round=3, payload=_whole(server, 3))
+        answered = pb.Reply.FromString(handlers["ann"](task.SerializeToString()))
+    assert answered.WhichOneof("result") == "update", answered
+    client = handlers["ann"]
+    moved = sum(next(client._trainer.train([job])).vector - job.start for job in client._trainer.jobs[1:3])
+    sent = _decoded(server, answered.update.payload, plan, 3)
+    after = client._store.load().residual
+    residual_before = _residual_after_round_one(tmp_path / "other", plan)
+    assert torch.allclose(sent + after, moved + residual_before, atol=1e-5)
+    assert torch.equal(before, server.state.vector)
+
+
+def _whole(server: Server, number: int) -> bytes:
+    from fedpeft.federation import broadcast
+
+    return broadcast.whole(server.state.public, SPACE, server.state.run, number)
+
+
+def _decoded(server: Server, payload: bytes, plan: Plan, number: int) -> torch.Tensor:
+    from fedpeft.federation import broadcast
+
+    return broadcast.unpack(payload, plan.update_codec, SPACE, server.state.run, codecs.Context(0, number, 1))
+
+
+def _residual_after_round_one(folder: Path, plan: Plan) -> torch.Tensor:
+    _, transport = run(replace(plan, rounds=1), folder, ("ann",))
+    return transport._handlers["ann"]._store.load().residual
+
+
+def test_a_cohort_is_drawn_afresh_each_round_and_the_same_for_a_seed(tmp_path: Path) -> None:
+    names = tuple("abcdefgh")
+    plan = replace(PLAN, cohort=3, rounds=6)
+    asked = []
+    for folder in ("one", "two"):
+        _, transport = run(plan, tmp_path / folder, names)
+        asked.append([(task.round, node) for node, task in transport.asked])
+    assert asked[0] == asked[1]
+    cohorts = {tuple(node for round_, node in asked[0] if round_ == number) for number in range(1, 7)}
+    assert all(len(cohort) == 3 for cohort in cohorts)
+    assert len(cohorts) > 1
+    _, other = run(replace(plan, seed=1), tmp_path / "three", names)
+    assert [(task.round, node) for node, task in other.asked] != asked[0]
+
+
+def test_replies_in_any_order_give_the_same_bits(tmp_path: Path) -> None:
+    class Backwards(MemoryTransport):
+        def exchange(self, requests, deadline_s):
+            return reversed(list(super().exchange(requests, deadline_s)))
+
+    results = []
+    for folder, kind in (("a", MemoryTransport), ("b", Backwards)):
+        with Journal(tmp_path / folder / "journal") as journal:
+            server = world.server(PLAN, kind(world.clients(tmp_path / folder / "sites")), journal)
+            list(server.run())
+            results.append(server.state.vector)
+    assert torch.equal(*results)
+
+
+REFUSALS = {
+    "bytes that are no reply": (lambda data: b"\xff\xff", "bad payload: the reply is not readable"),
+    "no result": (lambda data: pb.Reply(run=pb.Reply.FromString(data).run, round=1).SerializeToString(), "holds no result"),
+    "an earlier round": (lambda data: world.reply(data, round=0), "other round: expected round 1, got 0"),
+    "a future round": (lambda data: world.reply(data, round=2), "other round: expected round 1, got 2"),
+    "another run": (lambda data: world.reply(data, run=b"x" * 16), "other run"),
+    "weight 0": (lambda data: world.reply(data, weight=0.0), "weight: expected a weight in"),
+    "a negative weight": (lambda data: world.reply(data, weight=-50.0), "weight: expected a weight in"),
+    "a weight that is not a number": (lambda data: world.reply(data, weight=float("nan")), "weight"),
+    "an enormous weight": (lambda data: world.reply(data, weight=1e12), "weight"),
+    "a damaged payload": (lambda data: world.reply(data, payload=pb.Reply.FromString(data).update.payload[:-1]), "bad payload"),
+    "no payload": (lambda data: world.reply(data, payload=b""), "empty"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_bad_reply_is_refused_with_its_reason_and_the_round_goes_on(tmp_path: Path, name: str) -> None:
+    tamper, reason = REFUSALS[name]
+    seen: list[tuple[str, str]] = []
+    transport = Tampering(world.clients(None))
+    transport.tamper = lambda node, data: tamper(data) if node == "bob" and pb.Reply.FromString(data).round == 1 else data
+    plan = replace(PLAN, rounds=2, quorum=0.6)
+    with Journal(tmp_path / "journal") as journal:
+        watch = lambda node, outcome: seen.append((node, outcome))  # noqa: E731
+        server = Server(plan, SPACE, START, transport, journal, watch=watch)
+        first, second = server.run()
+    assert (first["counted"], first["refused"]) == (2, 1)
+    assert (second["counted"], second["refused"]) == (3, 0)
+    assert reason in dict(seen[:3])["bob"]
+    assert first["up_bytes"] > sum(site["up_bytes"] for site in first["sites"].values())
+
+    absent = Tampering({name: client for name, client in world.clients(None).items()})
+    absent.tamper = lambda node, data: None if node == "bob" and pb.Reply.FromString(data).round == 1 else data
+    with Journal(tmp_path / "absent") as journal:
+        other = Server(replace(plan, rounds=1), SPACE, START, absent, journal)
+        list(other.run())
+    with Journal(tmp_path / "journal") as journal:
+        assert _vector_after(journal, 1).equal(other.state.vector), "a refused update left a trace"
+
+
+def _vector_after(journal: Journal, number: int) -> torch.Tensor:
+    from fedpeft.federation import ServerState
+
+    return ServerState.from_bytes(journal.get(journal.of("COMMIT", number)[0]["state"])).vector
+
+
+def test_a_huge_but_finite_update_is_refused_by_its_norm(tmp_path: Path) -> None:
+    class Exploding(world.Puller):
+        def train(self, jobs):
+            for trained in super().train(jobs):
+                yield replace(trained, vector=trained.vector * 1e30)
+
+    handlers = world.clients(None)
+    handlers["bob"]._trainer = Exploding()
+    with Journal(tmp_path / "journal") as journal:
+        server = Server(replace(PLAN, rounds=1, quorum=0.5), SPACE, START, MemoryTransport(handlers), journal)
+        (metrics,) = server.run()
+        (record,) = journal.of("REFUSE", 1)
+    assert metrics["counted"] == 2
+    assert "norm: expected an L2 norm of at most 10000" in record["why"]
+
+
+def test_a_duplicate_is_counted_once(tmp_path: Path) -> None:
+    transport = Tampering(world.clients(None))
+    transport.tamper = lambda node, data: [data, data]
+    with Journal(tmp_path / "journal") as journal:
+        server = Server(replace(PLAN, rounds=1), SPACE, START, transport, journal)
+        (metrics,) = server.run()
+        assert {record["why"].split(":")[0] for record in journal.of("REFUSE", 1)} == {"duplicate"}
+    plain = run(replace(PLAN, rounds=1), tmp_path / "plain")[0]
+    assert metrics["counted"] == 3
+    assert torch.equal(server.state.vector, plain.state.vector)
+
+
+def test_who_was_not_asked_is_not_counted(tmp_path: Path) -> None:
+    transport = Tampering(world.clients(None))
+    with Journal(tmp_path / "journal") as journal:
+        server = Server(replace(PLAN, rounds=1), SPACE, START, transport, journal)
+        genuine = transport.exchange
+
+        def with_a_stranger(requests, deadline_s):
+            for arrival in genuine(requests, deadline_s):
+                yield arrival
+                yield replace(arrival, node="eve")
+
+        transport.exchange = with_a_stranger  # type: ignore[method-assign]
+        (metrics,) = server.run()
+        assert all(record["why"].startswith("not asked") for record in journal.of("REFUSE", 1))
+    assert metrics["counted"] == 3
+
+
+def test_below_quorum_nothing_changes_and_the_message_says_why(tmp_path: Path) -> None:
+    transport = Tampering(world.clients(tmp_path / "sites"))
+    transport.tamper = lambda node, data: None if node == "bob" else data
+    with Journal(tmp_path / "journal") as journal:
+        server = world.server(PLAN, transport, journal)
+        with pytest.raises(QuorumError, match=r"round 1: 2 of 3 clients were counted, 3 needed"):
+            next(server.run())
+        assert server.state.round == 0
+    transport.tamper = lambda node, data: data
+    with Journal(tmp_path / "journal") as journal:
+        resumed = world.server(PLAN, transport, journal)
+        list(resumed.run())
+    assert torch.equal(resumed.state.vector, run(PLAN, tmp_path / "plain")[0].state.vector)
+
+
+def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal") as journal:
+        server = world.server(replace(PLAN, deadline_s=1e-9), MemoryTransport(world.clients(None)), journal)
+        with pytest.raises(QuorumError, match="nobody else answered within 1e-09 s"):
+            next(server.run())
+
+
+def test_a_failing_site_shows_its_traceback(tmp_path: Path) -> None:
+    class Broken(world.Puller):
+        def train(self, jobs):
+            raise ZeroDivisionError("the site's GPU is on fire")
+
+    handlers = world.clients(None)
+    handlers["cat"]._trainer = Broken()
+    with Journal(tmp_path / "journal") as journal, pytest.raises(SiteError, match="(?s)site 'cat' failed.*in train.*on fire"):
+        list(world.server(PLAN, MemoryTransport(handlers), journal).run())
+    with Journal(tmp_path / "again") as journal:
+        rows = list(world.server(replace(PLAN, quorum=0.6), MemoryTransport(handlers), journal).run())
+    assert [row["counted"] for row in rows] == [2] * 4
+
+
+def test_training_that_diverges_is_a_failure_and_not_an_update(tmp_path: Path) -> None:
+    class Diverging(world.Puller):
+        def train(self, jobs):
+            for trained in super().train(jobs):
+                yield replace(trained, vector=trained.vector / 0)
+
+    handlers = world.clients(None)
+    handlers["cat"]._trainer = Diverging()
+    with Journal(tmp_path / "journal") as journal, pytest.raises(SiteError, match="training diverged in round 1"):
+        list(world.server(PLAN, MemoryTransport(handlers), journal).run())
+
+
+def test_a_site_of_another_space_is_refused_by_slot(tmp_path: Path) -> None:
+    other = Space((Slot("a", (4, 5), "lora_A"), *SPACE.slots[1:]), SPACE.config, SPACE.base)
+    handlers = world.clients(None)
+    handlers["bob"] = Client(world.Puller(), world.examples(1, 3), other, ClientStore(None, other))
+    with (
+        Journal(tmp_path / "journal") as journal,
+        pytest.raises(QuorumError, match=r"bob: other space: slot 'a': expected shape \(3, 5\).*got \(4, 5\)"),
+    ):
+        list(world.server(PLAN, MemoryTransport(handlers), journal).run())
+
+
+def test_a_journal_of_another_space_is_refused(tmp_path: Path) -> None:
+    run(PLAN, tmp_path)
+    other = Space((*SPACE.slots[:2], Slot("head", (800,), "head")), SPACE.config, SPACE.base)
+    with Journal(tmp_path / "journal") as journal, pytest.raises(JournalError, match=r"of another run: slot 'head'"):
+        Server(PLAN, other, torch.zeros(other.numel), MemoryTransport({}), journal)
+
+
+def test_nobody_to_ask_is_said(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal") as journal, pytest.raises(QuorumError, match="no client to ask"):
+        list(world.server(PLAN, MemoryTransport({}), journal).run())
+
+
+def test_metrics_count_bytes_as_sent(tmp_path: Path) -> None:
+    transport = Tampering(world.clients(tmp_path / "sites"))
+    up: dict[int, int] = {}
+
+    def count(node: str, data: bytes) -> bytes:
+        number = pb.Reply.FromString(data).round
+        up[number] = up.get(number, 0) + len(data)
+        return data
+
+    transport.tamper = count
+    with Journal(tmp_path / "journal") as journal:
+        rows = list(world.server(PLAN, transport, journal).run())
+    for row in rows:
+        assert row["up_bytes"] == up[row["round"]]
+        assert row["down_bytes"] == sum(task.ByteSize() for _, task in transport.asked if task.round == row["round"])
+        assert row["up_bytes_fp32"] == row["down_bytes_fp32"] == 3 * 4 * SPACE.numel
+        assert {"round", "loss", "accuracy"} <= row.keys()
+        json.dumps(row)
+
+
+def test_the_learning_rate_follows_its_schedule() -> None:
+    for schedule, last in (("constant", 1.0), ("linear", 0.1), ("cosine", 0.12202)):
+        plan = Plan(rounds=10, settings=Settings(learning_rate=1.0), schedule=schedule)
+        rates = [plan.learning_rate(number) for number in range(1, 11)]
+        assert rates[0] == 1.0
+        assert rates[-1] == pytest.approx(last, abs=1e-4)
+        assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "expression", ["SGD(lr=1.0)", "SGD(lr=0.7, momentum=0.9, nesterov=True)", "Adam(lr=0.01)", "AdamW(lr=0.01)", "Adagrad(lr=0.1)"]
+)
+def test_a_server_optimizer_in_pure_steps_is_the_one_of_torch(expression: str) -> None:
+    ours, state = START.clone(), {}
+    theirs = torch.nn.Parameter(START.clone())
+    optimizer = eval(f"torch.optim.{expression.replace('(', '([theirs], ', 1)}")
+    step = ServerOptimizer(expression).step
+    for k in range(5):
+        delta = torch.sin(START * (k + 1))
+        ours, state = step(ours, delta, state)
+        theirs.grad = -delta
+        optimizer.step()
+        assert torch.equal(ours, theirs.detach())
+
+
+def test_fedavg_is_sgd_with_learning_rate_one() -> None:
+    moved, _ = ServerOptimizer("SGD(lr=1.0)").step(START, torch.ones_like(START), {})
+    assert torch.equal(moved, START + 1)
+
+
+def test_a_step_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    plan = Plan(rounds=3, optimizer=ServerOptimizer("SGD(lr=1e6)"))
+    with Journal(tmp_path / "journal") as journal, pytest.raises(RunError, match="beyond the range of fp16; lower the learning rate"):
+        list(world.server(plan, MemoryTransport(world.clients(None)), journal).run())
+
+
+def test_payloads_name_round_client_and_codec(tmp_path: Path) -> None:
+    transport = Tampering(world.clients(None))
+    seen = []
+
+    def look(node: str, data: bytes) -> bytes:
+        seen.append((node, wire.inspect(pb.Reply.FromString(data).update.payload)[0]))
+        return data
+
+    transport.tamper = look
+    with Journal(tmp_path / "journal") as journal:
+        list(world.server(replace(LOSSLESS, rounds=1), transport, journal).run())
+    assert [(node, header.client, header.round, header.codec) for node, header in seen] == [
+        (node, number, 1, repr(Identity())) for number, node in enumerate(("ann", "bob", "cat"), 1)
+    ]
