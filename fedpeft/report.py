@@ -1,7 +1,6 @@
 """A run as one self-contained HTML page: what was reached, what it cost, in which units."""
 
 import io
-import json
 import math
 import re
 import warnings
@@ -11,21 +10,22 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import matplotlib
 import yaml
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from pydantic import AfterValidator, BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from fedpeft.errors import JournalError
 from fedpeft.federation.journal import write_durably
 
+Model = TypeVar("Model", bound=BaseModel)
 Score = Annotated[float | None, AfterValidator(lambda x: x if x is not None and math.isfinite(x) else None)]
 STAGES = ("train", "encode", "fold", "evaluate", "other")
-COLOURS = ("ink", "muted", "line", "up", "down", *STAGES)  # drawn as #000000, #000001, ...; shown as CSS variables
+COLOURS = ("", "ink", "muted", "line", "up", "down", *STAGES)  # drawn as #000001, ...; shown as CSS variables
 MANY_SITES, MANY_ROUNDS = 20, 40
 DASH = "–"
 
@@ -103,7 +103,7 @@ class _Run:
         return max(1, sum(bool(rounds) for rounds in self.sites.values()))
 
     def total(self, key: str) -> float:
-        return sum(getattr(row, key) for row in self.rounds)
+        return float(sum(getattr(row, key) for row in self.rounds))
 
 
 def write(folder: Path) -> Path:
@@ -121,21 +121,32 @@ def write(folder: Path) -> Path:
 
 
 def _read(folder: Path) -> _Run:
-    path = folder / "metrics.jsonl"
+    metrics, facts, config = (_text(folder / name) for name in ("metrics.jsonl", "facts.json", "config.yaml"))
+    rounds = [
+        _parse(_Round, line, f"{folder / 'metrics.jsonl'}, line {number}")
+        for number, line in enumerate(metrics.splitlines(), 1)
+    ]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rounds = [_Round.model_validate(json.loads(line)) for line in lines]
-        path = folder / "facts.json"
-        facts = _Facts.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        path = folder / "config.yaml"
-        config = path.read_text(encoding="utf-8")
-        return _Run(facts, rounds, config, yaml.safe_load(config)["rounds"])
-    except OSError as error:
-        raise JournalError(
-            f"{path}: {error.strerror}; a report needs the files that `fedpeft simulate` wrote"
-        ) from None
-    except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
-        raise JournalError(f"{path} is damaged; resume the run to write it anew: {error}") from None
+        configured = yaml.safe_load(config)["rounds"]
+    except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError) as error:
+        raise JournalError(f"{folder / 'config.yaml'}: expected the YAML of an experiment: {error!r}") from None
+    return _Run(_parse(_Facts, facts, str(folder / "facts.json")), rounds, config, configured)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JournalError(f"{path}: expected a file that `fedpeft simulate` wrote: {error}") from None
+
+
+def _parse(kind: type[Model], text: str, where: str) -> Model:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = "".join(f"{part}: " for part in problem["loc"])
+        raise JournalError(f"{where}: {key}{problem['msg']}; resume the run to write the file anew") from None
 
 
 # The page.
@@ -145,9 +156,9 @@ def _page(run: _Run) -> str:
     facts, plan, done = run.facts, run.facts.experiment, len(run.rounds)
     sentence = (
         f"{_many(len(run.sites), 'site')} fine-tuned one adapter of {plan.model.name} ({facts.numel:,} trainable "
-        f"parameters) over {_many(done, 'round')}, each on its own examples; updates were sent as {plan.codec}, "
-        f"broadcast as {plan.broadcast} and merged by {plan.strategy}."
+        f"parameters) over {_many(done, 'round')}, each on its own examples, and sent only updates of it."
     )
+    how = {"updates": plan.codec, "broadcast": plan.broadcast, "merged by": plan.strategy}
     notices = []
     if done < plan.rounds:
         notices.append(f"This run is not finished: {done} of {plan.rounds} planned rounds are done.")
@@ -162,6 +173,7 @@ def _page(run: _Run) -> str:
         style=_STYLE,
         name=escape(facts.name),
         sentence=escape(sentence),
+        how="".join(f"<span>{key} <code>{escape(text)}</code></span> " for key, text in how.items()),
         notices="".join(f"<p class=notice role=note>{escape(text)}</p>\n" for text in notices),
         tiles="\n".join(_tiles(run)),
         figures=_figures(run) if done else "",
@@ -275,10 +287,10 @@ def _line(axes: Any, x: Sequence[float], y: Sequence[float | None], colour: str,
 
 def _against_rounds(run: _Run, key: str) -> str:
     def draw(axes: Any) -> None:
-        if key == "loss" and _curves(run, "train_loss"):
-            _line(axes, *_series(run, "train_loss"), "muted", "training, mean over sites", "--")
         x, y = _series(run, key)
         _line(axes, x, y, "up", "training, mean over sites" if key == "train_loss" else "held-out")
+        if key == "loss" and _curves(run, "train_loss"):
+            _line(axes, *_series(run, "train_loss"), "muted", "training, mean over sites", "--")
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(-0.03 * x[-1], 1.03 * x[-1])
@@ -291,7 +303,7 @@ def _against_bytes(run: _Run, key: str) -> str:
     def draw(axes: Any) -> None:
         _, y = _series(run, key)
         y = y[-len(run.rounds) :]
-        for suffix, colour, label, style in (("_fp32", "muted", "fp32 LoRA", "--"), ("", "up", "as sent", "-")):
+        for suffix, colour, label, style in (("", "up", "as sent", "-"), ("_fp32", "muted", "fp32 LoRA", "--")):
             x, total = [], 0
             for row in run.rounds:
                 total += getattr(row, "up_bytes" + suffix) + getattr(row, "down_bytes" + suffix)
@@ -315,16 +327,17 @@ def _finish_scores(axes: Any, key: str, legend: bool) -> None:
     if key == "accuracy":
         axes.set_ylim(0, min(1.03, max(0.05, 1.12 * axes.get_ylim()[1])))
     if legend:
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2, handlelength=2.2)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.3, borderpad=0, handlelength=2.2
+        )
 
 
 def _logarithmic(axes: Any) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     decades = math.log10(high / low)
-    axes.xaxis.set_major_locator(
-        LogLocator(subs=(1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0))
-    )
+    subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _size(x, digits=0)))
 
@@ -359,6 +372,7 @@ def _bars(axes: Any, values: Mapping[str, float], colours: Iterable[str], label:
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set_xlim(0, 1.34 * largest)
     axes.xaxis.set_visible(False)
+    axes.grid(visible=False)
     axes.tick_params(axis="y", length=0)
     axes.spines["bottom"].set_visible(False)
     for i, value in enumerate(values.values()):
@@ -383,10 +397,11 @@ def _time_of_rounds(run: _Run) -> str:
         axes.set_xlim(x[0] - 0.6, x[-1] + 0.6)
         axes.set_ylim(0, 1.05 * max(*base, 1e-3))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} s"))
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.04, 1.0), ncols=5, borderaxespad=0.2, handlelength=0.8)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=5, borderaxespad=0.3, borderpad=0, handlelength=0.8
+        )
 
-    note = "Train and encode are summed over sites: where sites work at the same time, the sum exceeds the clock."
-    return _figure("Time by round", f"{_time(run.total('round_s'))} in all", draw, note)
+    return _figure("Time by round", f"{_time(run.total('round_s'))} in all", draw)
 
 
 def _time_of_stages(run: _Run) -> str:
@@ -398,7 +413,7 @@ def _time_of_stages(run: _Run) -> str:
         return f"{_time(seconds)}, " + (f"{share:.1f} %" if share >= 0.05 or not seconds else "< 0.1 %")
 
     said = "; ".join(f"{stage} {label(seconds)}" for stage, seconds in totals.items())
-    return _figure("Time by stage", said, lambda axes: _bars(axes, totals, STAGES, label), height=1.7)
+    return _figure("Time by stage", said, lambda axes: _bars(axes, totals, STAGES, label))
 
 
 def _figure(title: str, said: str, draw: Callable[[Any], None], note: str = "", height: float = 2.4) -> str:
@@ -483,9 +498,9 @@ _LOOK = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 8.2,
-    "text.color": "#000000",
-    "axes.edgecolor": "#000002",
-    "axes.labelcolor": "#000001",
+    "text.color": "#000001",
+    "axes.edgecolor": "#000003",
+    "axes.labelcolor": "#000002",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -494,12 +509,12 @@ _LOOK = {
     "axes.axisbelow": True,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
-    "grid.color": "#000002",
+    "grid.color": "#000003",
     "grid.linewidth": 0.6,
-    "xtick.color": "#000002",
-    "ytick.color": "#000002",
-    "xtick.labelcolor": "#000001",
-    "ytick.labelcolor": "#000001",
+    "xtick.color": "#000003",
+    "ytick.color": "#000003",
+    "xtick.labelcolor": "#000002",
+    "ytick.labelcolor": "#000002",
     "ytick.major.size": 0,
     "legend.frameon": False,
     "legend.columnspacing": 1.2,
@@ -520,6 +535,7 @@ _PAGE = """<!doctype html>
 <p class=kind>Federated fine-tuning run</p>
 <h1>$name</h1>
 <p class=lead>$sentence</p>
+<p class=how>$how</p>
 $notices</header>
 <dl class=tiles>
 $tiles
@@ -534,15 +550,17 @@ $config
 <footer>
 <h2>How to read the numbers</h2>
 <dl>
-<dt>Bytes</dt><dd>Whole messages as they were sent, framing and headers included; 1 kB is 1,000 bytes. A site's figure is
-the total over the sites that took part. Messages of refused updates are counted; their baseline is not.</dd>
+<dt>Bytes</dt><dd>Whole messages as they were sent, framing and headers included; 1 kB is 1,000 bytes. A site's figure
+is the total over the sites that took part. Messages of refused updates are counted; their baseline is not.</dd>
 <dt>Bits per parameter</dt><dd>All those bits over trainable parameters, rounds and counted updates, for each direction.
 Up is what sites send, down what they receive. The first round sends the whole adapter down.</dd>
 <dt>fp32 LoRA</dt><dd>The baseline: 4 bytes (32 bits) a parameter, in each direction, for every counted update, without
 framing. 1/10 means a tenth of its bytes.</dd>
-<dt>Accuracy and loss</dt><dd>Of the global adapter on held-out examples that no site trains on; ± is one binomial standard
-error, which says nothing of other seeds or other data. Loss is in nats. Training loss is the sites' mean while they train,
-weighted as their updates are.</dd>
+<dt>Accuracy and loss</dt><dd>Of the global adapter on held-out examples that no site trains on; ± is one binomial
+standard error, which says nothing of other seeds or other data. Loss is in nats. Training loss is the sites' mean while
+they train, weighted as their updates are.</dd>
+<dt>Time</dt><dd>By the clock. Train and encode are summed over sites: where sites work at the same time, the stages add
+up to more than the clock.</dd>
 <dt>Privacy</dt><dd>Compression is not privacy: the figures on this page say nothing of what an update reveals.</dd>
 </dl>
 <p>Written by fedpeft $version.</p>
@@ -554,13 +572,10 @@ weighted as their updates are.</dd>
 _STYLE = """
 :root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#17202b;--muted:#5a6675;--line:#dde2e8;--accent:#0b5fa5;
 --up:#0b5fa5;--down:#c75000;--train:#0b5fa5;--encode:#e69f00;--fold:#009e73;--evaluate:#c46a9c;--other:#9aa4b0}
-@media (prefers-color-scheme:dark){:root{--page:#10151b;--card:#171e26;--ink:#e7ebf0;--muted:#9ba7b5;--line:#2c3641;
+@media screen and (prefers-color-scheme:dark){:root{--page:#10151b;--card:#171e26;--ink:#e7ebf0;--muted:#9ba7b5;--line:#2c3641;
 --accent:#6db6f2;--up:#6db6f2;--down:#f0965a;--train:#6db6f2;--encode:#e9b949;--fold:#35bd93;--evaluate:#dd94bc;
 --other:#75808d}}
-@media print{:root{color-scheme:light;--page:#fff;--card:#fff;--ink:#000;--muted:#444;--line:#ccc;--accent:#0b5fa5;
---up:#0b5fa5;--down:#c75000;--train:#0b5fa5;--encode:#e69f00;--fold:#009e73;--evaluate:#c46a9c;--other:#9aa4b0}
-*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-*{box-sizing:border-box}
+*{box-sizing:border-box;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 main{max-width:60rem;margin:0 auto;padding:4rem 1.5rem 3rem}
@@ -568,6 +583,8 @@ main{max-width:60rem;margin:0 auto;padding:4rem 1.5rem 3rem}
 h1{margin:.2rem 0 .8rem;font-size:2.3rem;line-height:1.15;letter-spacing:-.02em}
 h2{margin:3.2rem 0 1rem;font-size:1.2rem;letter-spacing:-.01em;break-after:avoid}
 .lead{max-width:46rem;margin:0;color:var(--muted);font-size:1.05rem}
+.how{display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;margin:.8rem 0 0;color:var(--muted);font-size:.85rem}
+code{color:var(--ink);font:.95em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .notice{margin:1.2rem 0 0;padding:.6rem .9rem;border-left:3px solid var(--encode);background:var(--card)}
 .note{color:var(--muted);font-size:.9rem}
 .tiles{display:grid;grid-template-columns:repeat(6,1fr);gap:1px;margin:2.4rem 0 0;background:var(--line);
@@ -580,7 +597,7 @@ dd{margin:0}
 .tiles div:first-child b{color:var(--accent)}
 .tiles i{color:var(--muted);font-style:normal;font-weight:400}
 .tiles span{display:block;color:var(--muted);font-size:.85rem;line-height:1.4}
-.figures{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1rem;align-items:start}
+.figures{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1rem}
 figure{margin:0;padding:1rem 1.1rem .8rem;background:var(--card);border:1px solid var(--line);border-radius:.6rem;
 break-inside:avoid}
 figcaption{margin-bottom:.4rem;font-size:.95rem;font-weight:600}
@@ -588,13 +605,14 @@ figure p{margin:.5rem 0 0;color:var(--muted);font-size:.8rem;line-height:1.4}
 svg{display:block;width:100%;height:auto}
 svg *{stroke-linecap:butt;stroke-linejoin:round}
 svg text{font-family:inherit!important}
-.scroll,pre{max-height:30rem;overflow:auto;background:var(--card);border:1px solid var(--line);border-radius:.6rem}
-table{width:100%;border-collapse:collapse;font-size:.875rem}
+.scroll,pre{overflow:auto;background:var(--card);border:1px solid var(--line);border-radius:.6rem}
+.scroll{max-height:30rem}
+table{width:100%;overflow-wrap:normal;border-collapse:collapse;font-size:.875rem}
 th,td{padding:.45rem .8rem;text-align:right;white-space:nowrap}
 th:first-child{text-align:left}
 thead th{position:sticky;top:0;background:var(--card);color:var(--muted);font-weight:500;vertical-align:bottom;
 white-space:normal;box-shadow:inset 0 -1px var(--line)}
-tbody th{max-width:16rem;font-weight:500;white-space:normal}
+tbody th{max-width:16rem;font-weight:500;white-space:normal;overflow-wrap:break-word}
 tbody tr+tr>*{border-top:1px solid var(--line)}
 pre{margin:0;padding:1rem 1.2rem;font:.82rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}

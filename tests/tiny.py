@@ -20,8 +20,8 @@ def save_tokenizer(folder: Path) -> None:
 
 def bert_config() -> transformers.BertConfig:
     return transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=32, initializer_range=0.4,
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32, initializer_range=0.4, hidden_dropout_prob=0.0,
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> FirstOrderTrainer:
 
 
 def job(of: FirstOrderTrainer, start: torch.Tensor, examples=EXAMPLES, client: int = 1, **settings: object) -> Job:
-    chosen = Settings(**{"local_steps": 40, "batch_size": 8, "learning_rate": 2e-2, **settings})
+    chosen = Settings(**{"local_steps": 40, "batch_size": 8, "learning_rate": 5e-3, **settings})
     order = Stream(0, Purpose.DATA, 1, client)
     return Job(start, of.encode(examples), chosen, order, replace(order, purpose=Purpose.DROPOUT))
 
