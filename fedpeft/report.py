@@ -16,14 +16,15 @@ import matplotlib
 import yaml
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from pydantic import AfterValidator, BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from fedpeft.errors import JournalError
 from fedpeft.federation.journal import write_durably
 
 Model = TypeVar("Model", bound=BaseModel)
 Score = Annotated[float | None, AfterValidator(lambda x: x if x is not None and math.isfinite(x) else None)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 STAGES = ("train", "encode", "fold", "evaluate", "other")
 COLOURS = ("", "ink", "muted", "line", "up", "down", *STAGES)  # drawn as #000001, ...; shown as CSS variables
 MANY_SITES, MANY_ROUNDS = 20, 40
@@ -45,11 +46,11 @@ class _Round(_Traffic):
     down_bytes_fp32: NonNegativeInt
     counted: NonNegativeInt
     refused: NonNegativeInt
-    train_s: NonNegativeFloat
-    encode_s: NonNegativeFloat
-    fold_s: NonNegativeFloat
-    evaluate_s: NonNegativeFloat
-    round_s: NonNegativeFloat
+    train_s: Seconds
+    encode_s: Seconds
+    fold_s: Seconds
+    evaluate_s: Seconds
+    round_s: Seconds
     sites: dict[str, _Traffic]
 
     @property
@@ -154,16 +155,17 @@ def _parse(kind: type[Model], text: str, where: str) -> Model:
 
 def _page(run: _Run) -> str:
     facts, plan, done = run.facts, run.facts.experiment, len(run.rounds)
+    own = "each on its own" if len(run.sites) > 1 else "on its own"
     sentence = (
         f"{_many(len(run.sites), 'site')} fine-tuned one adapter of {plan.model.name} ({facts.numel:,} trainable "
-        f"parameters) over {_many(done, 'round')}, each on its own examples, and sent only updates of it."
+        f"parameters) over {_many(done, 'round')}, {own} examples, and sent only updates of it."
     )
     how = {"updates": plan.codec, "broadcast": plan.broadcast, "merged by": plan.strategy}
     notices = []
     if done < plan.rounds:
         notices.append(f"This run is not finished: {done} of {plan.rounds} planned rounds are done.")
-    if not _curves(run, "accuracy"):
-        notices.append("No held-out accuracy: this run did not evaluate the adapter on held-out examples.")
+    if done and not _curves(run, "accuracy"):
+        notices.append("Accuracy was not measured: nothing was evaluated on held-out examples, or only the loss.")
     changed = (
         f"<p class=note>The run was taken up with <code>rounds: {plan.rounds}</code>.</p>"
         if run.configured_rounds != plan.rounds
@@ -191,13 +193,13 @@ def _tiles(run: _Run) -> Iterable[str]:
     before = f"{shown(values[0])} <i>→</i> " if len(values) > 1 else ""
     noise = ""
     if score == "accuracy" and values and facts.test_examples:
-        error = math.sqrt(values[-1] * (1 - values[-1]) / facts.test_examples)
-        noise = f", ± {100 * error:.1f} points"
+        error = math.sqrt(max(0.0, values[-1] * (1 - values[-1])) / facts.test_examples)
+        noise = f", ±\u00a0{100 * error:.1f}\u00a0points"
     where = f"on {facts.test_examples:,} held-out examples{noise}" if score != "train_loss" else "mean over sites"
     yield _tile(_TITLES[score], before + (shown(values[-1]) if values else DASH), where if values else "not measured")
     for title, way in (("Sent by a site", "up"), ("Received by a site", "down")):
         sent, dense = run.total(f"{way}_bytes"), run.total(f"{way}_bytes_fp32")
-        cost = f"{_ratio(sent, dense)} of fp32 LoRA; {_bits(sent, dense)} bits per parameter"
+        cost = f"{_ratio(sent, dense)} of fp32 LoRA; {_bits(sent, dense)}\u00a0bits\u00a0per\u00a0parameter"
         yield _tile(title, _size(sent / run.active) if done else DASH, cost if done else "nothing yet")
     refused = int(run.total("refused"))
     replies = f"{_many(int(run.total('counted')), 'update')} counted, {refused} refused"
@@ -292,7 +294,7 @@ def _against_rounds(run: _Run, key: str) -> str:
         if key == "loss" and _curves(run, "train_loss"):
             _line(axes, *_series(run, "train_loss"), "muted", "training, mean over sites", "--")
         axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlim(-0.03 * x[-1], 1.03 * x[-1])
         _finish_scores(axes, key, legend=key == "loss")
 
@@ -369,7 +371,7 @@ def _bars(axes: Any, values: Mapping[str, float], colours: Iterable[str], label:
     y, largest = range(len(values)), max(*values.values(), 1e-9)
     axes.barh(y, list(values.values()), 0.68, color=[_ink(colour) for colour in colours])
     axes.set_yticks(y, [_short(name) for name in values], parse_math=False)
-    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_ylim(max(len(values), 3) - 0.4, -0.6)
     axes.set_xlim(0, 1.34 * largest)
     axes.xaxis.set_visible(False)
     axes.grid(visible=False)
@@ -386,15 +388,12 @@ def _time_of_rounds(run: _Run) -> str:
     def draw(axes: Any) -> None:
         base = [0.0] * len(x)
         for stage, seconds in stages.items():
-            top = [low + more for low, more in zip(base, seconds, strict=True)]
-            if len(x) > MANY_ROUNDS:
-                axes.fill_between(x, base, top, color=_ink(stage), lw=0, label=stage, step="mid")
-            else:
-                axes.bar(x, seconds, min(0.68, 0.12 * len(x)), base, color=_ink(stage), label=stage)
-            base = top
+            axes.bar(x, seconds, 0.68 if len(x) <= MANY_ROUNDS else 1.0, base, color=_ink(stage), label=stage)
+            base = [low + more for low, more in zip(base, seconds, strict=True)]
         axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlim(x[0] - 0.6, x[-1] + 0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True) if len(x) > 2 else FixedLocator(x))
+        margin = 0.6 if len(x) > 2 else 1.5
+        axes.set_xlim(x[0] - margin, x[-1] + margin)
         axes.set_ylim(0, 1.05 * max(*base, 1e-3))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} s"))
         axes.legend(
@@ -435,7 +434,7 @@ def _svg(said: str, salt: str, draw: Callable[[Any], None], height: float) -> st
     prefix = re.sub(r"\W", "-", salt.lower())
 
     def mend(tag: re.Match[str]) -> str:
-        text = re.sub(r' id="(\w+?)"', rf' id="{prefix}-\1"', tag[0])
+        text = re.sub(r' id="([^"]+)"', rf' id="{prefix}-\1"', tag[0])
         text = re.sub(r'(url\(#|xlink:href="#)', rf"\1{prefix}-", text).replace("xlink:href", "href")
         return re.sub(r"#0000([01]\w)\b", lambda colour: f"var(--{COLOURS[int(colour[1], 16)]})", text)
 
@@ -490,7 +489,7 @@ def _short(name: str) -> str:
 
 _TITLES = {"accuracy": "Accuracy", "loss": "Loss", "train_loss": "Training loss"}
 _FORMATS: Mapping[str, Callable[[float | None], str]] = {
-    "accuracy": lambda x: DASH if x is None else f"{100 * x:.1f} %",
+    "accuracy": lambda x: DASH if x is None else f"{100 * x:.1f}\u00a0%",
     "loss": lambda x: DASH if x is None else f"{x:.3f}",
     "train_loss": lambda x: DASH if x is None else f"{x:.3f}",
 }
@@ -498,26 +497,18 @@ _LOOK = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 8.2,
-    "text.color": "#000001",
-    "axes.edgecolor": "#000003",
-    "axes.labelcolor": "#000002",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "grid.color": "#000003",
     "grid.linewidth": 0.6,
-    "xtick.color": "#000003",
-    "ytick.color": "#000003",
-    "xtick.labelcolor": "#000002",
-    "ytick.labelcolor": "#000002",
     "ytick.major.size": 0,
     "legend.frameon": False,
     "legend.columnspacing": 1.2,
+    "text.color": _ink("ink"),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _ink("muted")),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), _ink("line")),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
 }
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -572,9 +563,9 @@ up to more than the clock.</dd>
 _STYLE = """
 :root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#17202b;--muted:#5a6675;--line:#dde2e8;--accent:#0b5fa5;
 --up:#0b5fa5;--down:#c75000;--train:#0b5fa5;--encode:#e69f00;--fold:#009e73;--evaluate:#c46a9c;--other:#9aa4b0}
-@media screen and (prefers-color-scheme:dark){:root{--page:#10151b;--card:#171e26;--ink:#e7ebf0;--muted:#9ba7b5;--line:#2c3641;
---accent:#6db6f2;--up:#6db6f2;--down:#f0965a;--train:#6db6f2;--encode:#e9b949;--fold:#35bd93;--evaluate:#dd94bc;
---other:#75808d}}
+@media screen and (prefers-color-scheme:dark){:root{
+--page:#10151b;--card:#171e26;--ink:#e7ebf0;--muted:#9ba7b5;--line:#2c3641;--accent:#6db6f2;
+--up:#6db6f2;--down:#f0965a;--train:#6db6f2;--encode:#e9b949;--fold:#35bd93;--evaluate:#dd94bc;--other:#75808d}}
 *{box-sizing:border-box;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
@@ -582,7 +573,7 @@ main{max-width:60rem;margin:0 auto;padding:4rem 1.5rem 3rem}
 .kind{margin:0;color:var(--accent);font-size:.8rem;font-weight:600;letter-spacing:.06em;text-transform:uppercase}
 h1{margin:.2rem 0 .8rem;font-size:2.3rem;line-height:1.15;letter-spacing:-.02em}
 h2{margin:3.2rem 0 1rem;font-size:1.2rem;letter-spacing:-.01em;break-after:avoid}
-.lead{max-width:46rem;margin:0;color:var(--muted);font-size:1.05rem}
+.lead{max-width:46rem;text-wrap:balance;margin:0;color:var(--muted);font-size:1.05rem}
 .how{display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;margin:.8rem 0 0;color:var(--muted);font-size:.85rem}
 code{color:var(--ink);font:.95em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .notice{margin:1.2rem 0 0;padding:.6rem .9rem;border-left:3px solid var(--encode);background:var(--card)}
@@ -608,11 +599,11 @@ svg text{font-family:inherit!important}
 .scroll,pre{overflow:auto;background:var(--card);border:1px solid var(--line);border-radius:.6rem}
 .scroll{max-height:30rem}
 table{width:100%;overflow-wrap:normal;border-collapse:collapse;font-size:.875rem}
-th,td{padding:.45rem .8rem;text-align:right;white-space:nowrap}
+th,td{padding:.45rem .7rem;text-align:right;white-space:nowrap}
 th:first-child{text-align:left}
 thead th{position:sticky;top:0;background:var(--card);color:var(--muted);font-weight:500;vertical-align:bottom;
 white-space:normal;box-shadow:inset 0 -1px var(--line)}
-tbody th{max-width:16rem;font-weight:500;white-space:normal;overflow-wrap:break-word}
+tbody th{min-width:4.6rem;max-width:16rem;font-weight:500;white-space:normal;overflow-wrap:break-word}
 tbody tr+tr>*{border-top:1px solid var(--line)}
 pre{margin:0;padding:1rem 1.2rem;font:.82rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
@@ -623,7 +614,8 @@ footer dt{color:var(--ink);font-size:inherit}
 @media (max-width:44rem){main{padding:2.2rem 1rem}h1{font-size:1.8rem}.figures{grid-template-columns:minmax(0,1fr)}
 .tiles{grid-template-columns:1fr}.tiles div,.tiles div:nth-child(n+4){grid-column:auto}
 footer dl{grid-template-columns:1fr;gap:.1rem}footer dd{margin-bottom:.7rem}}
-@media print{@page{margin:16mm}body{font-size:10.5pt}main{max-width:none;padding:0}.scroll,pre{max-height:none;
+@media print{@page{margin:16mm}:root{--page:#fff}body{font-size:10.5pt}.tiles b{font-size:1.35rem}
+main{max-width:none;padding:0}.scroll,pre{max-height:none;
 overflow:visible}pre{white-space:pre-wrap}table{font-size:8pt}th,td{padding:.25rem .35rem}thead th{position:static}
 tr{break-inside:avoid}}
 """

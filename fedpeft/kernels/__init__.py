@@ -2,8 +2,9 @@
 
 from fedpeft.kernels import planes, rans, rice, tables
 from fedpeft.kernels.philox import philox_block, philox_words
-from fedpeft.kernels.planes import add_ternary, pack_ternary, popcount, unpack_ternary
+from fedpeft.kernels.planes import popcount
 from fedpeft.kernels.select import all_finite, magnitude_threshold
+from fedpeft.kernels.ternary import add_ternary, pack_ternary, unpack_ternary
 from fedpeft.kernels.warm import is_warm, warm_up
 
 __all__ = [

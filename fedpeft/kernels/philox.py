@@ -50,10 +50,7 @@ def philox_words(key0: int, key1: int, c1: int, c2: int, c3: int, start: int, n:
 
     Source: J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
-    Args:
-        key0: as key1, c1, c2 and c3 a 32-bit word.
-        start: in words; start + n <= 2**34.
-        n: words wanted.
+    The key and the counter are 32-bit words; start and n count words, and start + n <= 2**34.
     """
     if start < 0 or n < 0 or start + n > 1 << 34:
         raise ValueError(f"start, n: expected 0 <= start <= start + n <= 2**34, got {start}, {n}")

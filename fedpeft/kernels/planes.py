@@ -1,14 +1,15 @@
-"""Ternary vectors as two bit planes: a mask over coordinates and dense signs over what the mask keeps."""
+"""Loops over bit planes: a mask over coordinates, and signs either one per coordinate or dense over the kept."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.errors import Defect, PayloadError
-from fedpeft.kernels.jit import kernel, vector, writable
+from fedpeft.kernels.jit import bits_set, kernel, trailing_zeros, vector, words
 
-ONE32 = np.uint32(1)
-SIGN32 = np.uint32(31)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
+SIGN = np.uint32(31)
+ONE, THREE, SEVEN, EIGHT, BYTE = np.uint64(1), np.uint64(3), np.uint64(7), np.uint64(8), np.uint64(255)
+FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
+LANES = 64
 
 
 def _bit_tables() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
@@ -28,75 +29,92 @@ ONES, SQUEEZE, SPREAD = _bit_tables()
 
 
 @kernel
-def _classify(
-    x: NDArray[np.float32],
-    bits: NDArray[np.uint32],
-    start: int,
-    stop: int,
-    least: np.uint32,
-    mask: NDArray[np.uint8],
-    negative: NDArray[np.uint8],
-    sums: NDArray[np.float64],
-) -> int:
-    """Set mask and sign bits of coordinates [start, stop); sums[0:8] gets |x| of the kept, sums[8:16] x^2 of all."""
-    count = 0
-    i = start
-    while i < stop:
-        if i & 7 == 0 and i + 8 <= stop:
-            m = ONE32 ^ ONE32
-            g = ONE32 ^ ONE32
-            for lane in range(8):
-                u = bits[i + lane]
-                kept = np.uint32((u & MAGNITUDE) >= least)
-                m |= kept << np.uint32(lane)
-                g |= (kept & (u >> SIGN32)) << np.uint32(lane)
-                value = np.float64(x[i + lane])
-                sums[lane] += abs(value) * kept
-                sums[8 + lane] += value * value
-                count += kept
-            mask[i >> 3] = np.uint8(m)
-            negative[i >> 3] = np.uint8(g)
-            i += 8
-        else:
-            u = bits[i]
-            kept = np.uint32((u & MAGNITUDE) >= least)
-            mask[i >> 3] |= np.uint8(kept << np.uint32(i & 7))
-            negative[i >> 3] |= np.uint8((kept & (u >> SIGN32)) << np.uint32(i & 7))
-            value = np.float64(x[i])
-            sums[i & 7] += abs(value) * kept
-            sums[8 + (i & 7)] += value * value
-            count += kept
-            i += 1
-    return count
+def _classify_block(
+    bits: NDArray[np.uint32], x: NDArray[np.float32], at: np.uint64, least: np.uint32, lanes: NDArray[np.float64]
+) -> tuple[np.uint64, np.uint64]:
+    """Give mask and sign bits of 64 coordinates; lanes[0:64] gets |x| of the kept, lanes[64:128] x^2 of all.
+
+    Its loop of 64 is compiled to vector instructions; a lane for each position fixes the order of the sums.
+    """
+    mask = np.uint64(0)
+    negative = np.uint64(0)
+    for lane in range(LANES):
+        i = at + np.uint64(lane)
+        u = bits[i]
+        kept = np.uint64((u & MAGNITUDE) >= least)
+        mask |= kept << np.uint64(lane)
+        negative |= (kept & np.uint64(u >> SIGN)) << np.uint64(lane)
+        value = np.float64(x[i])
+        lanes[lane] += abs(value) if (u & MAGNITUDE) >= least else 0.0
+        lanes[LANES + lane] += value * value
+    return mask, negative
 
 
 @kernel
-def _squeeze_signs(
+def classify(
+    x: NDArray[np.float32],
+    bounds: NDArray[np.int64],
+    least: NDArray[np.uint32],
+    mask: NDArray[np.uint64],
+    negative: NDArray[np.uint64],
+    kept: NDArray[np.int64],
+    sums: NDArray[np.float64],
+) -> None:
+    """Set the bits of every slot; sums[0] gets its sum of kept |x|, sums[1] its sum of all x^2.
+
+    A block of 64 that two slots share is copied out with zeros around, since zeros are never kept.
+    """
+    bits = x.view(np.uint32)
+    edge = np.empty(LANES, np.float32)
+    edge_bits = edge.view(np.uint32)
+    lanes = np.empty(2 * LANES, np.float64)
+    for j in range(least.size):
+        lanes[:] = 0.0
+        count = np.uint64(0)
+        start, stop = bounds[j], bounds[j + 1]
+        for w in range(start >> 6, (stop + 63) >> 6):
+            at = w << 6
+            if start <= at and at + LANES <= stop:
+                m, g = _classify_block(bits, x, np.uint64(at), least[j], lanes)
+            else:
+                edge[:] = 0.0
+                for i in range(max(start, at), min(stop, at + LANES)):
+                    edge[i - at] = x[i]
+                m, g = _classify_block(edge_bits, edge, np.uint64(0), least[j], lanes)
+            mask[w] |= m
+            negative[w] |= g
+            count += bits_set(m)
+        kept[j] = count
+        sums[0, j] = lanes[:LANES].sum()
+        sums[1, j] = lanes[LANES:].sum()
+
+
+@kernel
+def squeeze_signs(
     mask: NDArray[np.uint8],
     negative: NDArray[np.uint8],
     ones: NDArray[np.uint8],
     squeeze: NDArray[np.uint8],
     signs: NDArray[np.uint8],
 ) -> None:
-    """Move the sign bits of kept coordinates together; `signs` has one byte for every 8 kept, rounded up."""
+    """Move the sign bits of kept coordinates together; `signs` has one byte to spare."""
     held = np.uint64(0)
     filled = np.uint64(0)
     written = 0
     for i in range(mask.size):
         m = np.uint64(mask[i])
-        held |= np.uint64(squeeze[(m << np.uint64(8)) | np.uint64(negative[i])]) << filled
+        held |= np.uint64(squeeze[(m << EIGHT) | np.uint64(negative[i])]) << filled
         filled += np.uint64(ones[m])
-        if filled >= np.uint64(8):
-            signs[written] = np.uint8(held & np.uint64(255))
-            written += 1
-            held >>= np.uint64(8)
-            filled -= np.uint64(8)
-    if filled > np.uint64(0):
-        signs[written] = np.uint8(held)
+        signs[written] = np.uint8(held & BYTE)
+        full = filled & EIGHT
+        written += np.int64(full >> THREE)
+        held >>= full
+        filled &= SEVEN
+    signs[written] = np.uint8(held)
 
 
 @kernel
-def _spread_signs(
+def spread_signs(
     mask: NDArray[np.uint8],
     signs: NDArray[np.uint8],
     ones: NDArray[np.uint8],
@@ -107,212 +125,91 @@ def _spread_signs(
     position = np.uint64(0)
     for i in range(mask.size):
         m = np.uint64(mask[i])
-        at = position >> np.uint64(3)
-        pair = np.uint64(signs[at]) | (np.uint64(signs[at + np.uint64(1)]) << np.uint64(8))
-        eight = (pair >> (position & np.uint64(7))) & np.uint64(255)
-        negative[i] = spread[(m << np.uint64(8)) | eight]
+        at = position >> THREE
+        pair = np.uint64(signs[at]) | (np.uint64(signs[at + np.uint64(1)]) << EIGHT)
+        eight = (pair >> (position & SEVEN)) & BYTE
+        negative[i] = spread[(m << EIGHT) | eight]
         position += np.uint64(ones[m])
 
 
 @kernel
-def _write(
-    mask: NDArray[np.uint8],
-    negative: NDArray[np.uint8],
-    start: int,
-    stop: int,
-    scale: np.uint32,
-    out: NDArray[np.uint32],
+def _write_block(
+    mask: np.uint64, negative: np.uint64, scale: np.uint32, at: np.uint64, out: NDArray[np.uint32]
 ) -> None:
-    """Write the float bits of +scale, -scale or 0 over coordinates [start, stop)."""
-    i = start
-    while i < stop:
-        m = np.uint32(mask[i >> 3])
-        g = np.uint32(negative[i >> 3])
-        if i & 7 == 0 and i + 8 <= stop:
-            for lane in range(8):
-                kept = (m >> np.uint32(lane)) & ONE32
-                minus = (g >> np.uint32(lane)) & ONE32
-                out[i + lane] = (kept * scale) ^ (minus << SIGN32)
-            i += 8
-        else:
-            kept = (m >> np.uint32(i & 7)) & ONE32
-            minus = (g >> np.uint32(i & 7)) & ONE32
-            out[i] = (kept * scale) ^ (minus << SIGN32)
-            i += 1
+    """Write the float bits of +scale, -scale or 0 to 64 coordinates."""
+    for lane in range(LANES):
+        kept = np.uint32((mask >> np.uint64(lane)) & ONE)
+        minus = np.uint32((negative >> np.uint64(lane)) & ONE)
+        out[at + np.uint64(lane)] = (kept * scale) ^ (minus << SIGN)
 
 
 @kernel
-def _add(
-    mask: NDArray[np.uint8],
-    negative: NDArray[np.uint8],
-    start: int,
-    stop: int,
-    value: float,
-    total: NDArray[np.float64],
-) -> None:
-    """Add +value or -value to the kept coordinates of [start, stop)."""
-    for byte in range(start >> 3, (stop + 7) >> 3):
-        m = np.uint32(mask[byte])
-        g = np.uint32(negative[byte])
-        if m == 0:
-            continue
-        for lane in range(max(start - 8 * byte, 0), min(stop - 8 * byte, 8)):
-            kept = (m >> np.uint32(lane)) & ONE32
-            minus = (g >> np.uint32(lane)) & ONE32
-            if kept:
-                total[8 * byte + lane] += -value if minus else value
-
-
-@kernel
-def _popcount(plane: NDArray[np.uint8], ones: NDArray[np.uint8]) -> int:
-    count = 0
-    for i in range(plane.size):
-        count += ones[plane[i]]
-    return count
-
-
-@kernel
-def _classify_slots(
-    x: NDArray[np.float32],
-    bits: NDArray[np.uint32],
-    bounds: NDArray[np.int64],
-    least: NDArray[np.uint32],
-    ones: NDArray[np.uint8],
-    mask: NDArray[np.uint8],
-    negative: NDArray[np.uint8],
-    kept: NDArray[np.int64],
-    sums: NDArray[np.float64],
-) -> None:
-    lanes = np.empty(16, np.float64)
-    for j in range(least.size):
-        lanes[:] = 0.0
-        kept[j] = _classify(x, bits, bounds[j], bounds[j + 1], least[j], mask, negative, lanes)
-        sums[j, 0] = lanes[:8].sum()
-        sums[j, 1] = lanes[8:].sum()
-
-
-@kernel
-def _write_slots(
-    mask: NDArray[np.uint8],
-    negative: NDArray[np.uint8],
+def write(
+    mask: NDArray[np.uint64],
+    negative: NDArray[np.uint64],
     bounds: NDArray[np.int64],
     scales: NDArray[np.uint32],
     out: NDArray[np.uint32],
 ) -> None:
+    """Write every slot; a block of 64 that two slots share is written once for each and copied in part."""
+    edge = np.empty(LANES, np.uint32)
     for j in range(scales.size):
-        _write(mask, negative, bounds[j], bounds[j + 1], scales[j], out)
+        start, stop = bounds[j], bounds[j + 1]
+        for w in range(start >> 6, (stop + 63) >> 6):
+            at = w << 6
+            if start <= at and at + LANES <= stop:
+                _write_block(mask[w], negative[w], scales[j], np.uint64(at), out)
+            else:
+                _write_block(mask[w], negative[w], scales[j], np.uint64(0), edge)
+                for i in range(max(start, at), min(stop, at + LANES)):
+                    out[i] = edge[i - at]
 
 
 @kernel
-def _add_slots(
-    mask: NDArray[np.uint8],
-    negative: NDArray[np.uint8],
+def _add_block(mask: np.uint64, negative: np.uint64, value: float, at: np.uint64, total: NDArray[np.float64]) -> None:
+    """Add +value, -value or 0 to 64 coordinates."""
+    for lane in range(LANES):
+        kept = (mask >> np.uint64(lane)) & ONE
+        minus = (negative >> np.uint64(lane)) & ONE
+        total[at + np.uint64(lane)] += value * np.float64(np.int64(kept) - np.int64(minus << ONE))
+
+
+@kernel
+def add(
+    mask: NDArray[np.uint64],
+    negative: NDArray[np.uint64],
     bounds: NDArray[np.int64],
     values: NDArray[np.float64],
     total: NDArray[np.float64],
 ) -> None:
+    """Add every slot: 64 at once where they are whole and hold enough, else bit by bit."""
     for j in range(values.size):
-        _add(mask, negative, bounds[j], bounds[j + 1], values[j], total)
+        start, stop = bounds[j], bounds[j + 1]
+        for w in range(start >> 6, (stop + 63) >> 6):
+            at = w << 6
+            m, g = mask[w], negative[w]
+            if start > at:
+                m &= FULL << np.uint64(start - at)
+            if stop < at + LANES:
+                m &= FULL >> np.uint64(at + LANES - stop)
+            elif start <= at and bits_set(m) > THREE:
+                _add_block(m, g, values[j], np.uint64(at), total)
+                continue
+            while m != 0:
+                lane = trailing_zeros(m)
+                minus = (g >> lane) & ONE
+                total[np.uint64(at) + lane] += -values[j] if minus else values[j]
+                m &= m - ONE
+
+
+@kernel
+def _popcount(plane: NDArray[np.uint64]) -> int:
+    count = np.uint64(0)
+    for i in range(plane.size):
+        count += bits_set(plane[i])
+    return count  # type: ignore[return-value]
 
 
 def popcount(plane: NDArray[np.uint8]) -> int:
     """Count the bits set in uint8[...]."""
-    return int(_popcount(vector(plane, np.uint8, "plane"), ONES))
-
-
-def _slots(
-    bounds: NDArray[np.int64], values: NDArray[np.float32], name: str, n: int
-) -> tuple[list[int], NDArray[np.float32]]:
-    """Check that `bounds` cuts [0, n) into slots and that `values` has one entry for each."""
-    edges: list[int] = bounds.tolist()
-    if not edges or edges[0] != 0 or edges[-1] != n or any(a > b for a, b in zip(edges, edges[1:], strict=False)):
-        raise ValueError(f"bounds: expected to rise from 0 to {n}, got {edges[:3]}...{edges[-1:]}")
-    values = vector(values, np.float32, name)
-    if values.size != len(edges) - 1:
-        raise ValueError(f"{name}: expected one for each of {len(edges) - 1} slots, got {values.size}")
-    return edges, values
-
-
-def pack_ternary(
-    x: NDArray[np.float32], bounds: NDArray[np.int64], thresholds: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Keep the signs of coordinates with |x| >= threshold and x != 0, and measure what was kept.
-
-    Args:
-        x: float32[n]; slot j is `x[bounds[j]:bounds[j + 1]]`.
-        bounds: int64[m + 1], rising from 0 to n.
-        thresholds: float32[m], each >= 0.
-
-    Returns:
-        mask uint8[ceil(n / 8)] (bit i & 7 of byte i >> 3), signs uint8[ceil(kept / 8)] (1 = negative, in order
-        of position), and for each slot: kept int64[m], sum of kept |x| float64[m], sum of all x^2 float64[m].
-    """
-    x = vector(x, np.float32, "x")
-    edges, thresholds = _slots(bounds, thresholds, "thresholds", x.size)
-    if not np.all(thresholds >= 0):
-        raise ValueError("thresholds: expected numbers >= 0")
-    mask, negative = np.zeros((2, (x.size + 7) // 8), np.uint8)
-    kept = np.empty(thresholds.size, np.int64)
-    sums = np.empty((thresholds.size, 2), np.float64)
-    least = np.maximum(thresholds.view(np.uint32) & MAGNITUDE, 1)
-    _classify_slots(x, x.view(np.uint32), np.array(edges), least, ONES, mask, negative, kept, sums)
-    signs = np.empty((int(kept.sum()) + 7) // 8, np.uint8)
-    _squeeze_signs(mask, negative, ONES, SQUEEZE, signs)
-    return mask, signs, kept, sums[:, 0].copy(), sums[:, 1].copy()
-
-
-def _negative_plane(mask: NDArray[np.uint8], signs: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
-    """Check both planes against each other and `n`, and give the signs one bit per coordinate."""
-    if mask.size != (n + 7) // 8:
-        raise PayloadError(Defect.SIZE, f"mask: expected {(n + 7) // 8} bytes, got {mask.size}")
-    if n & 7 and mask[-1] >> (n & 7):
-        raise PayloadError(Defect.PADDING, f"mask: expected zeros after bit {n}")
-    kept = popcount(mask)
-    if signs.size != (kept + 7) // 8:
-        raise PayloadError(Defect.COUNT, f"signs: expected {(kept + 7) // 8} bytes for {kept} signs, got {signs.size}")
-    if kept & 7 and signs[-1] >> (kept & 7):
-        raise PayloadError(Defect.PADDING, f"signs: expected zeros after bit {kept}")
-    padded = np.zeros(signs.size + 2, np.uint8)
-    padded[: signs.size] = signs
-    negative = np.empty(mask.size, np.uint8)
-    _spread_signs(mask, padded, ONES, SPREAD, negative)
-    return negative
-
-
-def unpack_ternary(
-    mask: NDArray[np.uint8],
-    signs: NDArray[np.uint8],
-    bounds: NDArray[np.int64],
-    scales: NDArray[np.float32],
-    out: NDArray[np.float32],
-) -> None:
-    """Write +scale or -scale of its slot to each kept coordinate of `out` float32[n], and 0 to the others.
-
-    Raises:
-        PayloadError: the planes do not fit each other or `out`.
-    """
-    mask, signs = vector(mask, np.uint8, "mask"), vector(signs, np.uint8, "signs")
-    edges, scales = _slots(bounds, scales, "scales", out.size)
-    writable(out, np.float32, "out")
-    negative = _negative_plane(mask, signs, out.size)
-    _write_slots(mask, negative, np.array(edges), scales.view(np.uint32), out.view(np.uint32))
-
-
-def add_ternary(
-    mask: NDArray[np.uint8],
-    signs: NDArray[np.uint8],
-    bounds: NDArray[np.int64],
-    scales: NDArray[np.float32],
-    weight: float,
-    total: NDArray[np.float64],
-) -> None:
-    """Add weight * (what `unpack_ternary` writes) to `total` float64[n] without writing it.
-
-    Raises:
-        PayloadError: the planes do not fit each other or `total`.
-    """
-    mask, signs = vector(mask, np.uint8, "mask"), vector(signs, np.uint8, "signs")
-    edges, scales = _slots(bounds, scales, "scales", total.size)
-    writable(total, np.float64, "total")
-    negative = _negative_plane(mask, signs, total.size)
-    _add_slots(mask, negative, np.array(edges), scales.astype(np.float64) * float(weight), total)
+    return int(_popcount(words(vector(plane, np.uint8, "plane"), 0)))

@@ -142,7 +142,7 @@ def _decode(
         return False
     for i in range(n & ~7, n):
         states[i & 7], position, out[i] = _pull(states[i & 7], position, stream, table, symbol_of)
-    return position == size
+    return bool(position == size)
 
 
 def histogram(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:

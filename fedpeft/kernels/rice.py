@@ -16,7 +16,7 @@ TRUNCATED, BEYOND, UNREAD, PADDED = -1, -2, -3, -4
 def _window(stream: NDArray[np.uint64], position: np.uint64) -> np.uint64:
     """Read the 64 bits from bit `position`."""
     word, shift = position >> np.uint64(6), position & np.uint64(63)
-    return (stream[word] >> shift) | ((stream[word + ONE] << ONE) << (np.uint64(63) - shift))
+    return np.uint64((stream[word] >> shift) | ((stream[word + ONE] << ONE) << (np.uint64(63) - shift)))
 
 
 @kernel
@@ -38,7 +38,7 @@ def _encode(mask: NDArray[np.uint64], parameter: np.uint64, out: NDArray[np.uint
             out[at] |= code << shift
             out[at + ONE] |= (code >> ONE) >> (np.uint64(63) - shift)
             position += parameter + ONE
-    return np.int64(position)
+    return position  # type: ignore[return-value]
 
 
 @kernel
@@ -52,7 +52,7 @@ def _size_bits(mask: NDArray[np.uint64], parameter: np.uint64) -> int:
             word &= word - ONE
             size += ((index - expected) >> parameter) + parameter + ONE
             expected = index + ONE
-    return np.int64(size)
+    return size  # type: ignore[return-value]
 
 
 @kernel
@@ -88,10 +88,8 @@ def _decode(
             return TRUNCATED
         if quotient > most:
             return BEYOND
-        if run + parameter < WORD_BITS:
-            remainder = ((window >> run) >> ONE) & low
-        else:
-            remainder = _window(stream, position) & low
+        inside = run + parameter < WORD_BITS
+        remainder = (((window >> run) >> ONE) if inside else _window(stream, position)) & low
         position += parameter
         index = expected + ((quotient << parameter) | remainder)
         if index >= numel:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.kernels.jit import kernel, vector
+from fedpeft.kernels.jit import kernel, trailing_zeros, vector
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 EXPONENT = np.uint32(0x7F800000)
@@ -38,12 +38,20 @@ def _kth_magnitude(bits: NDArray[np.uint32], k: int) -> np.uint32:
     h0 += h1 + h2 + h3
     top, rank = _bin_of_rank(h0, k)
 
-    candidates = np.empty(h0[top] + 1, np.uint32)
+    candidates = np.empty(h0[top], np.uint32)
     count = 0
-    for i in range(n):
-        magnitude = bits[i] & MAGNITUDE
-        candidates[count] = magnitude
-        count += (magnitude >> np.uint32(19)) == top
+    for w in range(n >> 6):
+        found = np.uint64(0)
+        for lane in range(64):
+            found |= np.uint64(((bits[64 * w + lane] & MAGNITUDE) >> np.uint32(19)) == top) << np.uint64(lane)
+        while found != 0:
+            candidates[count] = bits[np.uint64(w << 6) + trailing_zeros(found)] & MAGNITUDE
+            count += 1
+            found &= found - np.uint64(1)
+    for i in range(n & ~63, n):
+        if (bits[i] & MAGNITUDE) >> np.uint32(19) == top:
+            candidates[count] = bits[i] & MAGNITUDE
+            count += 1
     middle = np.zeros(1024, np.int64)
     for i in range(count):
         middle[(candidates[i] >> np.uint32(9)) & np.uint32(1023)] += 1
@@ -77,7 +85,7 @@ def magnitude_threshold(x: NDArray[np.float32], k: int) -> np.float32:
     if not 1 <= k <= x.size:
         raise ValueError(f"k: expected 1 <= k <= {x.size}, got {k}")
     bits = _kth_magnitude(vector(x, np.float32, "x").view(np.uint32), int(k))
-    return np.array([bits], np.uint32).view(np.float32)[0]
+    return np.float32(np.uint32(bits).view(np.float32))
 
 
 def all_finite(x: NDArray[np.float32]) -> bool:

@@ -28,17 +28,16 @@ def _share(counts: NDArray[np.int64], least: NDArray[np.int64], total: int) -> N
         if counts[s] > 0:
             shares[s] = max(least[s], counts[s] * total // whole)
     left = total - shares.sum()
-    while left != 0:
+    step = 1 if left > 0 else -1
+    for _ in range(abs(left)):
         best = -1
         for s in range(n):
-            if left > 0 and counts[s] > 0:
-                if best < 0 or counts[s] * (2 * shares[best] + 1) > counts[best] * (2 * shares[s] + 1):
-                    best = s
-            elif left < 0 and counts[s] > 0 and shares[s] > least[s]:
-                if best < 0 or counts[s] * (2 * shares[best] - 1) < counts[best] * (2 * shares[s] - 1):
-                    best = s
-        shares[best] += 1 if left > 0 else -1
-        left -= 1 if left > 0 else -1
+            if counts[s] == 0 or (step < 0 and shares[s] == least[s]):
+                continue
+            gain = step * counts[s] * (2 * shares[best] + step)
+            if best < 0 or gain > step * counts[best] * (2 * shares[s] + step):
+                best = s
+        shares[best] += step
     return shares
 
 
@@ -75,7 +74,7 @@ def class_masses(class_counts: NDArray[np.int64]) -> NDArray[np.uint16]:
 
 
 def class_table(masses: NDArray[np.uint16]) -> NDArray[np.uint32]:
-    """Give the frequencies uint32[256] in which bytes of one popcount share their class's slots, as evenly as integers allow.
+    """Give frequencies uint32[256]: bytes of one popcount share their class's slots as evenly as integers allow.
 
     Raises:
         PayloadError: the masses do not sum to 2^14, or leave a byte of a class that occurs without a slot.
@@ -87,7 +86,7 @@ def class_table(masses: NDArray[np.uint16]) -> NDArray[np.uint32]:
         )
     freq = np.zeros(256, np.uint32)
     for c in range(9):
-        members = np.flatnonzero(ONES == c)
+        members = np.flatnonzero(np.equal(ONES, c))
         each, more = divmod(int(wide[c]), members.size)
         freq[members] = each
         freq[members[:more]] += 1
@@ -121,6 +120,7 @@ def unpack_table(data: NDArray[np.uint8], levels: int) -> NDArray[np.uint32]:
     """
     if not 1 <= levels <= 256:
         raise ValueError(f"levels: expected 1 to 256, got {levels}")
+    data = vector(data, np.uint8, "data")
     if data.size > 256 * (LENGTH_BITS + 14) // 8:
         raise PayloadError(Defect.TABLE, f"{data.size} bytes are too many for a table")
     stream, bits, position = int.from_bytes(data.tobytes(), "little"), 8 * data.size, 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedpeft.kernels import jit, philox, planes, rans, rice, select, tables
+from fedpeft.kernels import jit, philox, planes, rans, rice, select, tables, ternary
 
 
 def is_warm() -> bool:
@@ -15,9 +15,9 @@ def warm_up() -> None:
     x = np.array([3, 0, -1, 2, 0, 0, 0, 0, -5], np.float32)
     bounds, ones = np.array([0, x.size]), np.ones(1, np.float32)
     select.all_finite(x)
-    mask, signs, _, _, _ = planes.pack_ternary(x, bounds, select.magnitude_threshold(x, 2)[None])
-    planes.unpack_ternary(mask, signs, bounds, ones, x)
-    planes.add_ternary(mask, signs, bounds, ones, 1.0, np.zeros(x.size))
+    mask, signs, _, _, _ = ternary.pack_ternary(x, bounds, np.array([select.magnitude_threshold(x, 2)]))
+    ternary.unpack_ternary(mask, signs, bounds, ones, x)
+    ternary.add_ternary(mask, signs, bounds, ones, 1.0, np.zeros(x.size))
     freq = tables.normalise(rans.histogram(mask))
     rans.decode(rans.encode(mask, freq), freq, mask.size)
     parameter, gaps = rice.encode(mask, x.size)

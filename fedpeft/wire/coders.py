@@ -36,6 +36,8 @@ def encode(part: Part) -> Coded:
 def decode(coded: Coded, field: Field, numel: int) -> Part:
     """The part that `field` expects, from hostile bytes; `numel` is already known to be admissible.
 
+    Its arrays are its own and writable, so that a codec may hand them to torch.
+
     Raises:
         PayloadError: any byte is not what `encode` could have written.
     """
@@ -101,7 +103,7 @@ def _decode_plane(coded: Coded, numel: int) -> Plane:
         case pb.CODER_BITS:
             if len(data) != size:
                 raise PayloadError(Defect.PART_SIZE, f"expected {size} bytes for {numel} bits, got {len(data)}")
-            bits = data
+            bits = data.copy()
         case pb.CODER_RANS:
             bits = rans.decode(data, _table(coded, 256), size)
         case pb.CODER_RANS_CLASSES:
@@ -162,7 +164,7 @@ def _pack(values: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
 
 def _unpack(data: NDArray[np.uint8], width: int, numel: int) -> NDArray[np.uint8]:
     if width == 8:
-        return data
+        return data.copy()
     bits = np.unpackbits(data, bitorder="little")[: numel * width].reshape(numel, width)
     return np.packbits(bits, axis=1, bitorder="little").reshape(-1)
 
@@ -182,4 +184,4 @@ def _decode_numbers(coded: Coded, field: Field, numel: int) -> Numbers:
         raise PayloadError(Defect.NON_FINITE, f"number {i} is {values[i]}")
     if field.permutation and not np.array_equal(np.sort(values), np.arange(numel)):
         raise PayloadError(Defect.SYMBOL, f"expected the numbers 0 to {numel - 1} in some order")
-    return Numbers(values.astype(field.dtype, copy=False))
+    return Numbers(values.astype(field.dtype))

@@ -1,0 +1,160 @@
+"""CLINC150 (150 intents) over sites that hold different intents, against the same data trained centralised.
+
+`FEDPEFT_DATA=... python -m simulations.clinc150 --sites 10 --partition dirichlet:0.5`. The dataset is Larson et al., 2019,
+arXiv 1909.02027 (CC-BY-3.0); the folder `clinc150/` of FEDPEFT_DATA holds its `data_full.json`.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fedpeft import adapters
+from fedpeft.adapters import AdaptedModel
+from fedpeft.config import Experiment
+from fedpeft.data import Corpus, Example, Source
+from fedpeft.errors import DataError
+from fedpeft.random import Purpose, Stream
+from fedpeft.simulation import Simulation
+from fedpeft.training import Job, Settings
+from fedpeft.training.first_order import FirstOrderTrainer
+from fedpeft.training.models import load_base
+from simulations import table
+
+COLUMNS = ("partition", "codec", "strategy", "seed", "rounds", "accuracy", "central_accuracy", "up_bytes_per_site",
+           "up_ratio_to_fp32", "down_bytes_per_site", "down_ratio_to_fp32")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clinc150(Source):
+    """CLINC150's in-scope utterances, `per_intent` of the 100 of each intent for training, all 4,500 of its test set."""
+
+    per_intent: int = 50
+
+    def load(self, seed: int) -> Corpus:
+        """Read `clinc150/data_full.json` in FEDPEFT_DATA; the stream draws which utterances are used."""
+        path = Path(os.environ.get("FEDPEFT_DATA", "")) / "clinc150" / "data_full.json"
+        try:
+            raw = json.loads(path.read_text())
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; set FEDPEFT_DATA to the folder that holds clinc150/") from None
+        labels = tuple(sorted({label for _, label in raw["train"]}))
+        index = {label: i for i, label in enumerate(labels)}
+        by_label: dict[str, list[str]] = {label: [] for label in labels}
+        for text, label in raw["train"]:
+            by_label[label].append(text)
+        train = tuple(
+            Example(texts[i], index[label])
+            for label, texts in by_label.items()
+            for i in Stream(seed, Purpose.SPLIT, 2, index[label]).permutation(len(texts))[: self.per_intent].tolist()
+        )
+        return Corpus("clinc150", train, tuple(Example(text, index[label]) for text, label in raw["test"]), labels)
+
+
+def experiment(options: Any, partition: str) -> Experiment:
+    """The federated run."""
+    return Experiment.model_validate(
+        {
+            "name": "clinc150",
+            "seed": options.seed,
+            "sites": options.sites,
+            "rounds": 2 if options.quick else options.rounds,
+            "model": {"max_length": 32, "threads": options.threads},
+            "data": {
+                "source": f"simulations.clinc150.Clinc150(per_intent={options.per_intent})",
+                "partition": partition,
+                "test_examples": 500 if options.quick else 0,
+            },
+            "training": {
+                "local_steps": 10,
+                "batch_size": options.batch_size,
+                "learning_rate": options.learning_rate,
+                "labels": options.labels,
+                "schedule": options.schedule,
+            },
+            "codec": options.codec,
+            "broadcast": options.broadcast,
+            "strategy": options.strategy,
+            "server_optimizer": options.server_optimizer,
+        }
+    )
+
+
+def centralised(chosen: Experiment, epochs: int) -> float:
+    """Test accuracy of the same adapter trained on all sites' data at once, AdamW with a falling learning rate."""
+    corpus = Clinc150(per_intent=_per_intent(chosen)).load(chosen.seed)
+    base = load_base(chosen.model.name, chosen.model.task, corpus.labels, Stream(chosen.seed, Purpose.INIT, 1))
+    config = adapters.for_task(adapters.parse_config(chosen.peft), chosen.model.task)
+    adapted = AdaptedModel(base.model, config, base.sha256, base.name, Stream(chosen.seed, Purpose.INIT, 2))
+    trainer = FirstOrderTrainer(base, adapted, chosen.model.task, chosen.model.max_length, "cpu", "float32")
+    data, test = trainer.encode(corpus.train), trainer.encode(corpus.test)
+    vector = adapted.read()
+    for epoch in range(epochs):
+        settings = Settings(-(-len(data) // 32), 32, 3e-3 * (1 - epoch / epochs))
+        streams = (Stream(chosen.seed, purpose, epoch + 1) for purpose in (Purpose.DATA, Purpose.DROPOUT))
+        vector = next(iter(trainer.train([Job(vector, data, settings, *streams)]))).vector
+    return trainer.evaluate(vector, test)["accuracy"]
+
+
+def _per_intent(chosen: Experiment) -> int:
+    return int(chosen.data.source.rpartition("=")[2].rstrip(")"))
+
+
+def main() -> int:
+    """Run and print."""
+    parser = table.arguments(__doc__ or "")
+    parser.add_argument("--sites", type=int, default=10)
+    parser.add_argument("--partition", default="dirichlet:0.5", help="iid | dirichlet:ALPHA | by-label")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--per-intent", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--schedule", default="cosine")
+    parser.add_argument("--labels", default="own")
+    parser.add_argument("--codec", default="ErrorFeedback(Ternary(density=0.2))")
+    parser.add_argument("--broadcast", default="Uniform(bits=4)")
+    parser.add_argument("--strategy", default="Mean()")
+    parser.add_argument("--server-optimizer", default="SGD(lr=1.0)")
+    parser.add_argument("--central-epochs", type=int, default=6, help="0: leave the centralised run out")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    if not (Path(os.environ.get("FEDPEFT_DATA", "")) / "clinc150").is_dir():
+        print("skipped: FEDPEFT_DATA does not name a folder that holds clinc150/")
+        return 0
+    kind, _, value = options.partition.partition(":")
+    partition = {"iid": "IID()", "dirichlet": f"Dirichlet(alpha={value or 0.5})", "by-label": "ByLabel()"}[kind]
+    torch.set_num_threads(options.threads)
+    chosen = experiment(options, partition)
+    progress = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder, Simulation(chosen, Path(folder)) as simulation:
+        for row in simulation.run():
+            progress.print(f"round {row['round']}: loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}", style="dim")
+        rows = simulation.server.history()
+    total = {key: sum(row[key] for row in rows) for key in rows[0] if "_bytes" in key}
+    epochs = 1 if options.quick else options.central_epochs
+    shown = {
+        "task": "clinc150",
+        "partition": partition,
+        "codec": chosen.codec,
+        "strategy": chosen.strategy,
+        "seed": options.seed,
+        "rounds": len(rows),
+        "accuracy": rows[-1]["accuracy"],
+        "central_accuracy": centralised(chosen, epochs) if epochs else None,
+        "up_bytes_per_site": total["up_bytes"] / options.sites,
+        "down_bytes_per_site": total["down_bytes"] / options.sites,
+        "up_ratio_to_fp32": total["up_bytes"] / total["up_bytes_fp32"],
+        "down_ratio_to_fp32": total["down_bytes"] / total["down_bytes_fp32"],
+    }
+    table.show(f"CLINC150, {options.sites} sites, {options.per_intent} utterances an intent", [shown], options, COLUMNS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

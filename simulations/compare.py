@@ -1,0 +1,83 @@
+"""What compression costs: fp32 and ternary updates, merged by mean and by sign election, on the demo's task.
+
+`python -m simulations.compare` runs each over three seeds and adds their means; `--quick` runs one seed for a few rounds.
+Bytes are as sent, framing included; the baseline is LoRA in fp32, 4 bytes a parameter and direction.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+
+from fedpeft.config import load
+from fedpeft.simulation import Simulation
+from simulations import table
+
+METHODS = (
+    ("Identity()", "Mean()"),
+    ("ErrorFeedback(Ternary(density=0.2))", "Mean()"),
+    ("ErrorFeedback(Ternary(density=0.2))", "SignElection()"),
+    ("ErrorFeedback(Ternary(density=0.2))", "SignElection(average='all')"),
+)
+COLUMNS = ("codec", "strategy", "seed", "rounds", "accuracy", "loss", "up_bytes_per_site", "up_ratio_to_fp32",
+           "down_bytes_per_site", "down_ratio_to_fp32")  # fmt: skip
+
+
+def outcome(overrides: Sequence[str]) -> dict[str, Any]:
+    """Run the demo with overrides in a folder of its own; the row of its last round and its bytes."""
+    experiment = load(None, overrides)
+    progress = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder, Simulation(experiment, Path(folder)) as simulation:
+        for row in simulation.run():
+            progress.print(f"{' '.join(overrides)}: round {row['round']}, accuracy {row['accuracy']:.3f}", style="dim")
+        rows = simulation.server.history()
+    sites = experiment.cohort or experiment.sites
+    total = {key: sum(row[key] for row in rows) for key in rows[0] if "_bytes" in key}
+    return {
+        "task": experiment.data.source,
+        "partition": experiment.data.partition,
+        "codec": experiment.codec,
+        "strategy": experiment.strategy,
+        "seed": experiment.seed,
+        "rounds": len(rows),
+        "accuracy": rows[-1]["accuracy"],
+        "loss": rows[-1]["loss"],
+        "up_bytes_per_site": total["up_bytes"] / sites,
+        "down_bytes_per_site": total["down_bytes"] / sites,
+        "up_ratio_to_fp32": total["up_bytes"] / total["up_bytes_fp32"],
+        "down_ratio_to_fp32": total["down_bytes"] / total["down_bytes_fp32"],
+    }
+
+
+def averages(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row for each method with the means over seeds."""
+    for codec, strategy in dict.fromkeys((row["codec"], row["strategy"]) for row in rows):
+        same = [row for row in rows if (row["codec"], row["strategy"]) == (codec, strategy)]
+        means = {key: mean(row[key] for row in same) for key, value in same[0].items() if isinstance(value, float)}
+        yield {**same[0], **means, "seed": f"mean of {len(same)}"}
+
+
+def main() -> None:
+    """Run and print."""
+    parser = table.arguments(__doc__ or "")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the demo")
+    options = parser.parse_args()
+    short = ["rounds=3", "data.test_examples=200"] if options.quick else []
+    seeds = [options.seed] if options.quick else range(options.seed, options.seed + 3)
+    rows = [
+        outcome([*short, *options.set, f"seed={seed}", f"codec={codec}", f"strategy={strategy}"])
+        for codec, strategy in METHODS
+        for seed in seeds
+    ]
+    if not options.quick:
+        rows += list(averages(rows))
+    table.show("the demo's task, fp32 against ternary updates", rows, options, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The codecs, spaces and deltas that every law is checked on; a new public codec needs a line in `CODECS`."""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from fedpeft import wire
+from fedpeft.codecs import (
+    Clip,
+    Codec,
+    Context,
+    ErrorFeedback,
+    Field,
+    Identity,
+    Numbers,
+    Plane,
+    Symbols,
+    Ternary,
+    Uniform,
+    chain,
+    per_slot,
+)
+from fedpeft.space import Slot, Space
+
+
+@dataclass(frozen=True)
+class Ranking(Codec):
+    """A plug-in: the order of all coordinates and the largest magnitude."""
+
+    def layout(self, space):
+        return {"order": Field("numbers", space.numel, dtype="int32", permutation=True), "largest": Field("numbers", 1)}
+
+    def encode(self, delta, space, ctx):
+        order = np.argsort(delta.numpy(), kind="stable").astype(np.int32)
+        return {"order": Numbers(order), "largest": Numbers(delta.abs().max().reshape(1).numpy())}
+
+    def decode(self, parts, space, ctx):
+        out = torch.empty(space.numel)
+        levels = torch.linspace(-1, 1, space.numel) * float(parts["largest"].values[0])
+        out[torch.from_numpy(parts["order"].values.astype(np.int64))] = levels
+        return out
+
+
+@dataclass(frozen=True)
+class RandomMask(Codec):
+    """A plug-in: a random share of the coordinates, the same for all clients of a round, scaled up."""
+
+    density: float = 0.25
+
+    linear: ClassVar[bool] = True
+    unbiased: ClassVar[bool] = True
+
+    def _kept(self, space, ctx):
+        return torch.from_numpy(ctx.shared.permutation(space.numel)[: self._count(space)])
+
+    def _count(self, space):
+        return max(1, round(self.density * space.numel))
+
+    def layout(self, space):
+        return {"values": Field("numbers", self._count(space))}
+
+    def encode(self, delta, space, ctx):
+        return {"values": Numbers(delta[self._kept(space, ctx)].numpy())}
+
+    def decode(self, parts, space, ctx):
+        out = torch.zeros(space.numel)
+        out[self._kept(space, ctx)] = torch.from_numpy(parts["values"].values) * (space.numel / self._count(space))
+        return out
+
+
+PLUGINS = {"Ranking": Ranking, "RandomMask": RandomMask}
+
+CODECS = [
+    *map(Identity, ("float32", "float16", "bfloat16")),
+    *(Ternary(*a) for a in product((0.01, 0.2, 1.0), ("mean", "norm", "unbiased"), ("slot", "global"))),
+    *(Uniform(*a) for a in product((2, 3, 4, 5, 8), (False, True))),
+    chain(Clip(norm=0.5), Ternary()),
+    chain(Clip(norm=1e6), Clip(norm=2.0), Uniform(bits=4)),
+    chain(Clip(norm=3.0), chain(Clip(norm=2.0), Identity())),
+    per_slot({"lora_A": Uniform(bits=4), "*.lora_B": Ternary(density=0.5)}, default=Identity("bfloat16")),
+    per_slot({"*.0.*": per_slot({"lora_A": Identity()}, default=Ternary(scale="norm"))}, default=Uniform(2, True)),
+    chain(Clip(norm=4.0), per_slot({"head": Identity()}, default=chain(Clip(norm=1.0), Ternary(threshold="global")))),
+    Ranking(),
+    RandomMask(),
+    per_slot({"head": RandomMask(0.5)}, default=Ranking()),
+]
+FEEDBACKS = [ErrorFeedback(Ternary(density=0.1)), ErrorFeedback(Uniform(bits=2), decay=0.5)]
+
+
+def space(width, depth=2):
+    """An adapter of linear layers of this width, a head, a scalar and a slot without a parameter."""
+    slots = [Slot(f"layer.{i}.lora_{ab}", (3, width) if ab == "A" else (width - 2, 3), f"lora_{ab}")
+             for i, ab in product(range(depth), "AB")]  # fmt: skip
+    slots += [Slot("head.weight", (2, width + 2), "head"), Slot("head.bias", (1,), "head")]
+    return Space((*slots, Slot("temperature", (), "head"), Slot("unused", (0, 4), "head")))
+
+
+SPACE, LARGE = space(7), space(301)
+CONTEXT = Context(seed=5, round=3, client=2)
+
+
+def normal(space, seed=0):
+    """Normal numbers whose scale differs by slot, as it does between A and B."""
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal(space.numel)).float()
+    for i, slot in enumerate(space.slots):
+        space.view(x, slot.name).mul_(0.5**i)
+    return x
+
+
+def one_hot(space):
+    x = torch.zeros(space.numel)
+    x[space.numel // 2] = -0.3
+    return x
+
+
+DELTAS = {
+    "normal": normal,
+    "integers": lambda space: (normal(space) * 4).round(),
+    "zero": lambda space: torch.zeros(space.numel),
+    "negative zero": lambda space: -torch.zeros(space.numel),
+    "equal": lambda space: torch.full((space.numel,), 0.7),
+    "one": one_hot,
+    "denormal": lambda space: normal(space) * 1e-41,
+    "least denormal": lambda space: torch.full((space.numel,), -1e-45),
+    "huge": lambda space: normal(space) * 1e30,
+    "large and small": lambda space: normal(space) * torch.logspace(-30, 30, space.numel),
+}
+
+
+def beyond(codec, name):
+    """Whether a codec's number type cannot hold these deltas, so that it must say so."""
+    return codec == Identity("float16") and name in ("huge", "large and small")
+
+
+def header(codec, space=SPACE, ctx=CONTEXT):
+    """The header of a payload that this codec makes."""
+    return wire.Header(space.fingerprint, b"0123456789abcdef", ctx.round, ctx.client, repr(codec), space.numel)
+
+
+def bits(part):
+    """A part as something that compares bit for bit."""
+    match part:
+        case Plane(bits=b, numel=n):
+            return "plane", n, b.dtype.str, b.tobytes()
+        case Symbols(values=v, levels=n):
+            return "symbols", n, v.dtype.str, v.tobytes()
+        case Numbers(values=v):
+            return "numbers", v.shape, v.dtype.str, v.tobytes()
+
+
+def all_bits(parts):
+    """All parts as something that compares bit for bit."""
+    return {name: bits(part) for name, part in parts.items()}
+
+
+def there_and_back(codec, delta, space=SPACE, ctx=CONTEXT):
+    """What the receiver makes of a delta."""
+    return codec.decode(codec.encode(delta, space, ctx), space, ctx)

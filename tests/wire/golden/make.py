@@ -1,0 +1,62 @@
+"""Write the golden payloads: `python -m tests.wire.golden.make`. Only a new wire version may change them.
+
+Every part is drawn from integers of `Stream` (no float sum decides a bit), so any machine makes the same files.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from fedpeft import wire
+from fedpeft.codecs import Numbers, Plane, Symbols
+from fedpeft.random import Purpose, Stream
+from tests.wire.crafting import header, plane
+
+FOLDER = Path(__file__).parent
+WORDS = Stream(seed=1, purpose=Purpose.CODEC_SHARED).words(20_000)
+BYTES = (WORDS & 255).astype(np.uint8)
+
+
+def _plane(share, numel):
+    return plane(np.flatnonzero(WORDS[:numel] < share * 2**32), numel)
+
+
+def _skewed(levels, numel):
+    """Symbols close to the middle, as the sum of three throws has them."""
+    throws = WORDS[: 3 * numel].astype(np.int64).reshape(3, numel) % levels
+    return Symbols((throws.sum(0) // 3).astype(np.uint8), levels)
+
+
+PARTS = {
+    "plane_bits": {"part": _plane(0.5, 1001)},
+    "plane_rans_classes": {"part": _plane(0.2, 4003)},
+    "plane_rans": {"part": Plane(np.where(BYTES[:600] < 200, 0x0F, 0xF0).astype(np.uint8), 4800)},
+    "plane_rice": {"part": _plane(0.005, 19_999)},
+    "plane_empty": {"part": plane([], 0)},
+    "plane_zeros": {"part": plane([], 999)},
+    "symbols_3_bits": {"part": Symbols(BYTES[:101] % 3, 3)},
+    "symbols_3_rans": {"part": Symbols((BYTES[:1500] < 30).astype(np.uint8) * 2, 3)},
+    "symbols_15_rans": {"part": _skewed(15, 1500)},
+    "symbols_255_bits": {"part": Symbols(BYTES[:301] % 255, 255)},
+    "symbols_255_rans": {"part": _skewed(255, 4001)},
+    "symbols_256_bits": {"part": Symbols(BYTES[:77], 256)},
+    "numbers": {
+        np.dtype(dtype).name: Numbers(np.arange(-3, 4).astype(dtype)) for dtype in ("f4", "f2", "i1", "i2", "i4", "i8")
+    }
+    | {np.dtype(dtype).name: Numbers(np.arange(250, 253).astype(dtype)) for dtype in ("u1", "u2", "u4", "u8")},
+    "ternary": {
+        "mask": _plane(0.3, 2003),
+        "scale": Numbers(np.array([0.5, 0.25, 1.5], np.float32)),
+        "sign": plane(np.flatnonzero(WORDS[:601] & 1), 601),
+    },
+}
+
+
+def payload(name):
+    """The payload that today's encoder makes."""
+    return wire.pack(header(codec=f"golden {name}"), PARTS[name])
+
+
+if __name__ == "__main__":
+    for name in PARTS:
+        (FOLDER / f"{name}.bin").write_bytes(payload(name))
