@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test slow check format protos
+.PHONY: demo test slow check format protos quick-benches
 demo: $(VENV)/.installed
 	$(BIN)/fedpeft simulate
 
@@ -17,6 +17,11 @@ test: $(VENV)/.installed
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+quick-benches: $(VENV)/.installed
+	$(BIN)/python -m simulations.bench_wire --quick
+	$(BIN)/python -m simulations.compare --quick
+	$(BIN)/python -m simulations.clinc150 --quick
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

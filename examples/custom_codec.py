@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedpeft.codecs import Codec, Context, Field, Layout, Numbers, Parts
+from fedpeft.codecs import Codec, Context, Field, Layout, Numbers, Parts, take
 from fedpeft.space import Space
 
 
@@ -28,6 +28,7 @@ class RandomMask(Codec):
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> torch.Tensor:
         """Put them back."""
+        values = take(parts, "values", Numbers).values
         delta = torch.zeros(space.numel)
-        delta[torch.from_numpy(self._chosen(space, ctx))] = torch.from_numpy(parts["values"].values.astype(np.float32))
+        delta[torch.from_numpy(self._chosen(space, ctx))] = torch.from_numpy(values.astype(np.float32))
         return delta

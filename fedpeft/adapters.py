@@ -101,7 +101,8 @@ class AdaptedModel:
         import peft
 
         with scoped_torch_generator(stream), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks transformers by the old name
+            # PEFT asks transformers by a name that it has deprecated.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
             self.model = peft.get_peft_model(base, config)
         with torch.no_grad():
             for parameter in self.model.parameters():

@@ -31,7 +31,7 @@ def floor(density: float) -> float:
     """Entropy of an i.i.d. ternary symbol in bits: H(k) for the mask, k for the signs."""
     if density >= 1:
         return 1.0
-    return -density * np.log2(density) - (1 - density) * np.log2(1 - density) + density
+    return float(-density * np.log2(density) - (1 - density) * np.log2(1 - density) + density)
 
 
 def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:

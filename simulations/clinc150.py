@@ -1,7 +1,7 @@
 """CLINC150 (150 intents) over sites that hold different intents, against the same data trained centralised.
 
-`FEDPEFT_DATA=... python -m simulations.clinc150 --sites 10 --partition dirichlet:0.5`. The dataset is Larson et al., 2019,
-arXiv 1909.02027 (CC-BY-3.0); the folder `clinc150/` of FEDPEFT_DATA holds its `data_full.json`.
+`FEDPEFT_DATA=... python -m simulations.clinc150 --sites 10 --partition dirichlet:0.5`. The dataset is Larson et al.,
+2019, arXiv 1909.02027 (CC-BY-3.0); the folder `clinc150/` of FEDPEFT_DATA holds its `data_full.json`.
 """
 
 import json
@@ -33,7 +33,7 @@ COLUMNS = ("partition", "codec", "strategy", "seed", "rounds", "accuracy", "cent
 
 @dataclass(frozen=True)
 class Clinc150(Source):
-    """CLINC150's in-scope utterances, `per_intent` of the 100 of each intent for training, all 4,500 of its test set."""
+    """CLINC150's in-scope utterances: `per_intent` of 100 for training, all 4,500 of its test set."""
 
     per_intent: int = 50
 

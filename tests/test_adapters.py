@@ -110,7 +110,9 @@ def test_the_base_model_is_not_needed_to_save(
 
 
 def test_the_same_stream_gives_every_site_the_same_start(bases: dict[str, Path]) -> None:
-    first, second = (adapted(bases["sequence-classification"], "sequence-classification", CLASSIFIERS["lora"]) for _ in "ab")
+    first, second = (
+        adapted(bases["sequence-classification"], "sequence-classification", CLASSIFIERS["lora"]) for _ in "ab"
+    )
     assert torch.equal(first.read(), second.read())
     assert first.space == second.space
     state = torch.random.get_rng_state()
@@ -152,7 +154,9 @@ def test_another_base_model_is_refused(bases: dict[str, Path], tmp_path: Path) -
 
 def test_the_hash_names_the_checkpoint_not_the_fresh_head(bases: dict[str, Path]) -> None:
     folder = str(bases["sequence-classification"])
-    hashes = {load_base(folder, "sequence-classification", tiny.COLOURS, Stream(s, Purpose.INIT)).sha256 for s in (0, 1)}
+    hashes = {
+        load_base(folder, "sequence-classification", tiny.COLOURS, Stream(s, Purpose.INIT)).sha256 for s in (0, 1)
+    }
     assert len(hashes) == 1
     model = transformers.BertModel.from_pretrained(folder)
     with torch.no_grad():
@@ -192,4 +196,6 @@ def test_the_saved_config_names_the_model_not_the_folder_it_was_found_in(
 ) -> None:
     model = adapted(bases["causal-lm"], "causal-lm", TEXTS["lora"])
     model.adapter(model.read()).save(tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(bases["causal-lm"])
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        bases["causal-lm"]
+    )

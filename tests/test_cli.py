@@ -45,7 +45,9 @@ def test_a_run_leaves_what_was_promised(finished: tuple[Path, str]) -> None:
 def test_the_adapter_is_loaded_by_peft_and_scores_what_the_run_says(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     run = folder / "runs" / "tiny"
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=len(tiny.COLOURS))
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder / "base", num_labels=len(tiny.COLOURS)
+    )
     model = peft.PeftModel.from_pretrained(base, run / "adapter").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "base")
     labels = json.loads((run / "adapter" / "labels.json").read_text())
@@ -54,7 +56,10 @@ def test_the_adapter_is_loaded_by_peft_and_scores_what_the_run_says(finished: tu
 
     test = parse_source(load(run / "config.yaml").data.source).load(0).test
     with torch.no_grad():
-        said = [int(model(**tokenizer(e.text, return_tensors="pt", return_token_type_ids=False)).logits.argmax()) for e in test]
+        said = [
+            int(model(**tokenizer(e.text, return_tensors="pt", return_token_type_ids=False)).logits.argmax())
+            for e in test
+        ]
     right = sum(labels[i] == labels[example.label] for i, example in zip(said, test, strict=True))
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert right / len(test) == pytest.approx(last["accuracy"])

@@ -65,7 +65,11 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("rounds", "expected key=value"), ("rounds.more=1", "'rounds' is a value|rounds: "), ("sedd=1", "did you mean 'seed'")],
+    [
+        ("rounds", "expected key=value"),
+        ("rounds.more=1", "'rounds' is a value|rounds: "),
+        ("sedd=1", "did you mean 'seed'"),
+    ],
 )
 def test_overrides_are_checked_too(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

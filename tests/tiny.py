@@ -52,7 +52,7 @@ def save_colours(path: Path, copies: int = 6) -> Path:
     """Sentences labelled with the colour that is in them."""
     nouns = ("sky", "leaf", "rose", "stone")
     rows = [
-        {"text": f"{'the a'.split()[i % 2]} {noun} is {'very ' * (i % 3)}{colour}", "label": colour, "team": noun}
+        {"text": f"{('the', 'a')[i % 2]} {noun} is {'very ' * (i % 3)}{colour}", "label": colour, "team": noun}
         for i in range(copies)
         for noun in nouns
         for colour in COLOURS

@@ -14,6 +14,7 @@ from fedpeft.codecs.base import (
     Plane,
     Symbols,
     Transform,
+    take,
 )
 from fedpeft.codecs.clip import Clip
 from fedpeft.codecs.combine import chain, per_slot
@@ -51,6 +52,7 @@ __all__ = [
     "chain",
     "parse",
     "per_slot",
+    "take",
 ]
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -39,6 +39,20 @@ class Numbers:
 
 Part: TypeAlias = Plane | Symbols | Numbers
 Parts: TypeAlias = Mapping[str, Part]
+
+P = TypeVar("P", Plane, Symbols, Numbers)
+
+
+def take(parts: Parts, name: str, kind: type[P]) -> P:
+    """A part, known to be of a kind.
+
+    Raises:
+        TypeError: it is of another; parts from a wire were held against the codec's layout before.
+    """
+    part = parts[name]
+    if not isinstance(part, kind):
+        raise TypeError(f"part {name!r}: expected {kind.__name__}, got {type(part).__name__}")
+    return part
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
 
@@ -59,7 +59,7 @@ class Identity(Codec):
         Raises:
             PayloadError: a bfloat16 is not finite (the wire, to which it is an integer, cannot tell).
         """
-        values = parts["values"].values  # type: ignore[union-attr]
+        values = take(parts, "values", Numbers).values
         if self.dtype == "bfloat16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
             if not np.isfinite(values).all():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Plane
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Plane, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
 
@@ -86,9 +86,7 @@ class Ternary(Codec):
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """+s, -s or 0 for each coordinate."""
-        scales, mask, sign = parts["scale"], parts["mask"], parts["sign"]
-        if not (isinstance(scales, Numbers) and isinstance(mask, Plane) and isinstance(sign, Plane)):
-            raise TypeError("the parts do not follow the layout of Ternary")
+        scales, mask, sign = take(parts, "scale", Numbers), take(parts, "mask", Plane), take(parts, "sign", Plane)
         kept = kernels.popcount(mask.bits)
         if sign.numel != kept:
             raise PayloadError(Defect.COUNT, f"the mask keeps {kept} coordinates, but {sign.numel} signs came")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
 
@@ -76,9 +76,7 @@ class Uniform(Codec):
         Raises:
             PayloadError: a step is beyond what a float32 delta can have.
         """
-        steps, codes = parts["step"], parts["code"]
-        if not (isinstance(steps, Numbers) and isinstance(codes, Symbols)):
-            raise TypeError("the parts do not follow the layout of Uniform")
+        steps, codes = take(parts, "step", Numbers), take(parts, "code", Symbols)
         largest = float(np.abs(steps.values).max(initial=0.0)) * self._half
         if largest > float(np.finfo(np.float32).max):
             raise PayloadError(Defect.NON_FINITE, f"{self._half} steps of the largest are not finite")

@@ -122,7 +122,7 @@ class Server:
         accepted = sorted(self._journal.of("ACCEPT", number), key=lambda record: str(record["node"]))
         vector, optimizer = self._plan.optimizer.step(self.state.vector, self._fold(accepted), self.state.optimizer)
         if not (vector.abs() <= broadcast.LARGEST).all():
-            raise RunError(f"round {number}: the global adapter went beyond the range of fp16; lower the learning rates")
+            raise RunError(f"round {number}: the adapter went beyond the range of fp16; lower the learning rates")
         counted = self.state.counted | {record["node"]: number for record in accepted}
         state = replace(self.state, round=number, vector=vector, public=public, optimizer=optimizer, counted=counted)
         folded = time.perf_counter()

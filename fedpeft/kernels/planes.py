@@ -100,14 +100,14 @@ def squeeze_signs(
     """Move the sign bits of kept coordinates together; `signs` has one byte to spare."""
     held = np.uint64(0)
     filled = np.uint64(0)
-    written = 0
+    written = np.uint64(0)
     for i in range(mask.size):
         m = np.uint64(mask[i])
         held |= np.uint64(squeeze[(m << EIGHT) | np.uint64(negative[i])]) << filled
         filled += np.uint64(ones[m])
         signs[written] = np.uint8(held & BYTE)
         full = filled & EIGHT
-        written += np.int64(full >> THREE)
+        written += full >> THREE
         held >>= full
         filled &= SEVEN
     signs[written] = np.uint8(held)
@@ -192,7 +192,7 @@ def add(
                 m &= FULL << np.uint64(start - at)
             if stop < at + LANES:
                 m &= FULL >> np.uint64(at + LANES - stop)
-            elif start <= at and bits_set(m) > THREE:
+            elif start <= at and bits_set(m) > ONE:
                 _add_block(m, g, values[j], np.uint64(at), total)
                 continue
             while m != 0:

@@ -24,10 +24,10 @@ def _kth_magnitude(bits: NDArray[np.uint32], k: int) -> np.uint32:
     """Select in three digits of 12, 10 and 9 bits; only the first digit reads all of `bits`."""
     n = bits.size
     # Four histograms in turn: neighbours of one magnitude would else wait for each other's store.
-    h0 = np.zeros(4096, np.int64)
-    h1 = np.zeros(4096, np.int64)
-    h2 = np.zeros(4096, np.int64)
-    h3 = np.zeros(4096, np.int64)
+    h0 = np.zeros(4096, np.uint32)
+    h1 = np.zeros(4096, np.uint32)
+    h2 = np.zeros(4096, np.uint32)
+    h3 = np.zeros(4096, np.uint32)
     for i in range(0, n - 3, 4):
         h0[(bits[i] & MAGNITUDE) >> np.uint32(19)] += 1
         h1[(bits[i + 1] & MAGNITUDE) >> np.uint32(19)] += 1
@@ -35,10 +35,12 @@ def _kth_magnitude(bits: NDArray[np.uint32], k: int) -> np.uint32:
         h3[(bits[i + 3] & MAGNITUDE) >> np.uint32(19)] += 1
     for i in range(n & ~3, n):
         h0[(bits[i] & MAGNITUDE) >> np.uint32(19)] += 1
-    h0 += h1 + h2 + h3
-    top, rank = _bin_of_rank(h0, k)
+    high = np.empty(4096, np.int64)
+    for b in range(4096):
+        high[b] = np.int64(h0[b]) + h1[b] + h2[b] + h3[b]
+    top, rank = _bin_of_rank(high, k)
 
-    candidates = np.empty(h0[top], np.uint32)
+    candidates = np.empty(high[top], np.uint32)
     count = 0
     for w in range(n >> 6):
         found = np.uint64(0)

@@ -25,9 +25,7 @@ def datasets(tmp_path, monkeypatch):
 @pytest.fixture
 def saved(datasets, tmp_path):
     """A folder of `save_to_disk` with class names, in an order that is not the alphabet's."""
-    table = datasets.Dataset.from_list(ROWS).cast_column(
-        "label", datasets.ClassLabel(names=["low", "mid", "high"])
-    )
+    table = datasets.Dataset.from_list(ROWS).cast_column("label", datasets.ClassLabel(names=["low", "mid", "high"]))
     path = tmp_path / "saved"
     datasets.DatasetDict(train=table, test=table.select(range(6))).save_to_disk(path)
     return str(path)
@@ -57,9 +55,7 @@ def test_a_folder_of_jsonl(folder, tmp_path):
 
 
 def test_a_slice_and_a_held_out_part(folder):
-    source = HuggingFaceDataset(
-        folder, label="label", train_split="train[:20]", test_split=None, test_fraction=0.3
-    )
+    source = HuggingFaceDataset(folder, label="label", train_split="train[:20]", test_split=None, test_fraction=0.3)
     corpus = source.load(0)
     assert (len(corpus.train), len(corpus.test)) == (14, 6) and corpus == source.load(0) != source.load(1)
 
@@ -96,14 +92,10 @@ def test_a_broken_file_is_a_data_error(folder, tmp_path):
 
 
 def test_withheld_labels_are_named(datasets, tmp_path):
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])})
     table = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [0, -1]}, features=features)
     table.save_to_disk(tmp_path / "withheld")
-    with pytest.raises(
-        DataError, match=r"train row 1, column 'label': expected a class in \[0, 2\), got -1; the"
-    ):
+    with pytest.raises(DataError, match=r"train row 1, column 'label': expected a class in \[0, 2\), got -1; the"):
         HuggingFaceDataset(str(tmp_path / "withheld"), label="label", test_split=None).load(0)
 
 

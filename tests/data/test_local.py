@@ -43,9 +43,7 @@ def test_all_forms_hold_the_same_examples(tmp_path, name, mark):
 
 
 def test_prompts_and_completions(tmp_path):
-    path = write(
-        tmp_path, "chat.jsonl", '{"question": "1 + 1?", "answer": "2"}\n{"question": "", "answer": "x"}'
-    )
+    path = write(tmp_path, "chat.jsonl", '{"question": "1 + 1?", "answer": "2"}\n{"question": "", "answer": "x"}')
     corpus = LocalFile(path, text="answer", prompt="question", test_fraction=0).load(0)
     assert corpus.train == (Example("2", prompt="1 + 1?"), Example("x", prompt="")) and corpus.labels == ()
 
@@ -72,9 +70,7 @@ def test_a_test_file_has_the_labels_of_the_training_file(tmp_path):
     corpus = LocalFile(train, label="label", test_path=test).load(0)
     assert len(corpus.train) == 2 and corpus.test == (Example("c", 1),)
     wrong = write(tmp_path, "wrong.csv", "text,label\nc,yes\nd,yess\n")
-    with pytest.raises(
-        DataError, match=r"wrong\.csv, line 3, column 'label': label 'yess' is not one.*mean 'yes'\?"
-    ):
+    with pytest.raises(DataError, match=r"wrong\.csv, line 3, column 'label': label 'yess' is not one.*mean 'yes'\?"):
         LocalFile(train, label="label", test_path=wrong).load(0)
 
 

@@ -27,9 +27,7 @@ def test_the_largest_alpha_is_nearly_uniform():
 
 
 def test_alpha_orders_the_skew():
-    spread = [
-        np.mean([counts(Dirichlet(alpha), 5, seed).std() for seed in range(8)]) for alpha in (0.05, 0.5, 5.0)
-    ]
+    spread = [np.mean([counts(Dirichlet(alpha), 5, seed).std() for seed in range(8)]) for alpha in (0.05, 0.5, 5.0)]
     assert spread[0] > spread[1] > spread[2]
 
 

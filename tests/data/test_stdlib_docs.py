@@ -45,9 +45,7 @@ def test_the_seed_draws_another_subset():
 
 
 def test_more_modules_than_there_are():
-    with pytest.raises(
-        DataError, match=r"StdlibDocs\(modules=5000.*only 1\d\d modules.*ask for fewer modules"
-    ):
+    with pytest.raises(DataError, match=r"StdlibDocs\(modules=5000.*only 1\d\d modules.*ask for fewer modules"):
         StdlibDocs(modules=5000).load(0)
 
 
@@ -101,9 +99,7 @@ def test_copies_within_a_module_are_kept_once_and_between_modules_dropped(tmp_pa
 @pytest.mark.parametrize("folder", ["", "python311.zip"])
 def test_a_library_without_sources_is_named(tmp_path, monkeypatch, folder):
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / folder)})
-    with pytest.raises(
-        DataError, match=rf"as \.py files with docstrings under .*{folder}, found none; a zipped"
-    ):
+    with pytest.raises(DataError, match=rf"as \.py files with docstrings under .*{folder}, found none; a zipped"):
         StdlibDocs().load(0)
 
 

@@ -38,7 +38,9 @@ def test_one_lossless_round_is_the_weighted_mean_of_what_clients_did(tmp_path: P
     held = START.half().float()
     jobs = [client._trainer.jobs[0] for client in handlers.values()]
     assert all(torch.equal(job.start, held) for job in jobs)
-    moved = [next(client._trainer.train([job])).vector - held for client, job in zip(handlers.values(), jobs, strict=True)]
+    moved = [
+        next(client._trainer.train([job])).vector - held for client, job in zip(handlers.values(), jobs, strict=True)
+    ]
     mean = sum(weight * delta.double() for weight, delta in zip((1, 3, 5), moved, strict=True)) / 9
     assert torch.allclose(server.state.vector.double(), START.double() + mean, atol=1e-7)
     assert metrics["counted"] == 3
@@ -80,7 +82,9 @@ def test_an_absent_site_catches_up_by_the_steps_it_missed_or_by_the_whole(tmp_pa
     transport = Tampering(world.clients(tmp_path / "sites"))
     with Journal(tmp_path / "journal") as journal:
         server = world.server(replace(PLAN, rounds=6, quorum=0.5, broadcast=Ternary(density=0.05)), transport, journal)
-        transport.tamper = lambda node, data: None if node == "bob" and 2 <= pb.Reply.FromString(data).round <= 3 else data
+        transport.tamper = lambda node, data: (
+            None if node == "bob" and 2 <= pb.Reply.FromString(data).round <= 3 else data
+        )
         list(server.run())
     sent = {(node, task.round): task for node, task in transport.asked}
     steps = [(s.from_round, s.to_round) for s in sent["bob", 4].broadcasts]
@@ -180,7 +184,10 @@ def test_replies_in_any_order_give_the_same_bits(tmp_path: Path) -> None:
 
 REFUSALS = {
     "bytes that are no reply": (lambda data: b"\xff\xff", "bad payload: the reply is not readable"),
-    "no result": (lambda data: pb.Reply(run=pb.Reply.FromString(data).run, round=1).SerializeToString(), "holds no result"),
+    "no result": (
+        lambda data: pb.Reply(run=pb.Reply.FromString(data).run, round=1).SerializeToString(),
+        "holds no result",
+    ),
     "an earlier round": (lambda data: world.reply(data, round=0), "other round: expected round 1, got 0"),
     "a future round": (lambda data: world.reply(data, round=2), "other round: expected round 1, got 2"),
     "another run": (lambda data: world.reply(data, run=b"x" * 16), "other run"),
@@ -188,7 +195,10 @@ REFUSALS = {
     "a negative weight": (lambda data: world.reply(data, weight=-50.0), "weight: expected a weight in"),
     "a weight that is not a number": (lambda data: world.reply(data, weight=float("nan")), "weight"),
     "an enormous weight": (lambda data: world.reply(data, weight=1e12), "weight"),
-    "a damaged payload": (lambda data: world.reply(data, payload=pb.Reply.FromString(data).update.payload[:-1]), "bad payload"),
+    "a damaged payload": (
+        lambda data: world.reply(data, payload=pb.Reply.FromString(data).update.payload[:-1]),
+        "bad payload",
+    ),
     "no payload": (lambda data: world.reply(data, payload=b""), "empty"),
 }
 
@@ -198,7 +208,9 @@ def test_a_bad_reply_is_refused_with_its_reason_and_the_round_goes_on(tmp_path: 
     tamper, reason = REFUSALS[name]
     seen: list[tuple[str, str]] = []
     transport = Tampering(world.clients(None))
-    transport.tamper = lambda node, data: tamper(data) if node == "bob" and pb.Reply.FromString(data).round == 1 else data
+    transport.tamper = lambda node, data: (
+        tamper(data) if node == "bob" and pb.Reply.FromString(data).round == 1 else data
+    )
     plan = replace(PLAN, rounds=2, quorum=0.6)
     with Journal(tmp_path / "journal") as journal:
         watch = lambda node, outcome: seen.append((node, outcome))  # noqa: E731
@@ -209,7 +221,7 @@ def test_a_bad_reply_is_refused_with_its_reason_and_the_round_goes_on(tmp_path: 
     assert reason in dict(seen[:3])["bob"]
     assert first["up_bytes"] > sum(site["up_bytes"] for site in first["sites"].values())
 
-    absent = Tampering({name: client for name, client in world.clients(None).items()})
+    absent = Tampering(world.clients(None))
     absent.tamper = lambda node, data: None if node == "bob" and pb.Reply.FromString(data).round == 1 else data
     with Journal(tmp_path / "absent") as journal:
         other = Server(replace(plan, rounds=1), SPACE, START, absent, journal)
@@ -298,7 +310,10 @@ def test_a_failing_site_shows_its_traceback(tmp_path: Path) -> None:
 
     handlers = world.clients(None)
     handlers["cat"]._trainer = Broken()
-    with Journal(tmp_path / "journal") as journal, pytest.raises(SiteError, match="(?s)site 'cat' failed.*in train.*on fire"):
+    with (
+        Journal(tmp_path / "journal") as journal,
+        pytest.raises(SiteError, match="(?s)site 'cat' failed.*in train.*on fire"),
+    ):
         list(world.server(PLAN, MemoryTransport(handlers), journal).run())
     with Journal(tmp_path / "again") as journal:
         rows = list(world.server(replace(PLAN, quorum=0.6), MemoryTransport(handlers), journal).run())
@@ -370,7 +385,8 @@ def test_the_learning_rate_follows_its_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    "expression", ["SGD(lr=1.0)", "SGD(lr=0.7, momentum=0.9, nesterov=True)", "Adam(lr=0.01)", "AdamW(lr=0.01)", "Adagrad(lr=0.1)"]
+    "expression",
+    ["SGD(lr=1.0)", "SGD(lr=0.7, momentum=0.9, nesterov=True)", "Adam(lr=0.01)", "AdamW(lr=0.01)", "Adagrad(lr=0.1)"],
 )
 def test_a_server_optimizer_in_pure_steps_is_the_one_of_torch(expression: str) -> None:
     ours, state = START.clone(), {}
@@ -392,7 +408,10 @@ def test_fedavg_is_sgd_with_learning_rate_one() -> None:
 
 def test_a_step_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     plan = Plan(rounds=3, optimizer=ServerOptimizer("SGD(lr=1e6)"))
-    with Journal(tmp_path / "journal") as journal, pytest.raises(RunError, match="beyond the range of fp16; lower the learning rate"):
+    with (
+        Journal(tmp_path / "journal") as journal,
+        pytest.raises(RunError, match="beyond the range of fp16; lower the learning rates"),
+    ):
         list(world.server(plan, MemoryTransport(world.clients(None)), journal).run())
 
 

@@ -11,12 +11,14 @@ from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.space import Slot, Space
 from fedpeft.training import Encoded, Job, Trained
 
-SPACE = Space((Slot("a", (3, 5), "lora_A"), Slot("b", (5, 2), "lora_B"), Slot("head", (700,), "head")), '{"r":3}', "ab" * 32)
+SPACE = Space(
+    (Slot("a", (3, 5), "lora_A"), Slot("b", (5, 2), "lora_B"), Slot("head", (700,), "head")), '{"r":3}', "ab" * 32
+)
 START = torch.linspace(-1, 1, SPACE.numel)
 
 
 class Puller:
-    """Moves an adapter a third of the way to a goal that depends on the site's data, with noise from the job's stream."""
+    """Moves an adapter a third of the way to a goal that the site's data set, with noise from the job's stream."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -33,9 +35,13 @@ def examples(goal: int, size: int) -> Encoded:
     return Encoded(((goal,),) * size, (0,) * size, (0,))
 
 
-def clients(folder: Path | None, names: Sequence[str] = ("ann", "bob", "cat"), space: Space = SPACE) -> dict[str, Client]:
+def clients(
+    folder: Path | None, names: Sequence[str] = ("ann", "bob", "cat"), space: Space = SPACE
+) -> dict[str, Client]:
     return {
-        name: Client(Puller(), examples(goal, 2 * goal + 1), space, ClientStore(folder / name if folder else None, space))
+        name: Client(
+            Puller(), examples(goal, 2 * goal + 1), space, ClientStore(folder / name if folder else None, space)
+        )
         for goal, name in enumerate(names)
     }
 

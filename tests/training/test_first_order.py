@@ -30,7 +30,11 @@ def trainer(folder: Path, task: str, dtype: str = "float32") -> FirstOrderTraine
     base = load_base(str(folder), task, labels, Stream(0, Purpose.INIT))  # type: ignore[arg-type]
     text = "LoraConfig(r=4, lora_alpha=8, target_modules='all-linear', lora_dropout=0.1)"
     adapted = AdaptedModel(
-        base.model, adapters.for_task(adapters.parse_config(text), task), base.sha256, base.name, Stream(0, Purpose.INIT, 1)
+        base.model,
+        adapters.for_task(adapters.parse_config(text), task),
+        base.sha256,
+        base.name,
+        Stream(0, Purpose.INIT, 1),
     )
     return FirstOrderTrainer(base, adapted, task, 16, "cpu", dtype)  # type: ignore[arg-type]
 
@@ -62,9 +66,14 @@ def test_a_classifier_learns(classifier: FirstOrderTrainer) -> None:
 
 
 def test_a_language_model_learns_the_completion_and_not_the_prompt(writer: FirstOrderTrainer) -> None:
-    examples = [Example(colour, prompt=f"the {noun} is") for noun, colour in zip(("sky", "leaf"), tiny.COLOURS, strict=False)]
+    examples = [
+        Example(colour, prompt=f"the {noun} is") for noun, colour in zip(("sky", "leaf"), tiny.COLOURS, strict=False)
+    ]
     data = writer.encode(examples)
-    assert all(targets[:3] == (-100, -100, -100) and targets[3] == tokens[3] for tokens, targets in zip(data.tokens, data.targets, strict=True))
+    assert all(
+        targets[:3] == (-100, -100, -100) and targets[3] == tokens[3]
+        for tokens, targets in zip(data.tokens, data.targets, strict=True)
+    )
     start = writer.adapted.read()
     (trained,) = writer.train([job(writer, start, examples)])
     assert writer.evaluate(trained.vector, data)["accuracy"] == 1.0
@@ -111,7 +120,8 @@ def test_own_labels_leave_the_rows_of_unseen_classes_alone(classifier: FirstOrde
 def test_clipping_bounds_the_first_step(classifier: FirstOrderTrainer) -> None:
     start = classifier.adapted.read()
     results = [
-        next(iter(classifier.train([job(classifier, start, local_steps=1, clip_norm=clip)]))).vector for clip in (0.0, 1e-9)
+        next(iter(classifier.train([job(classifier, start, local_steps=1, clip_norm=clip)]))).vector
+        for clip in (0.0, 1e-9)
     ]
     assert float((results[1] - start).norm()) < float((results[0] - start).norm())
 
@@ -138,7 +148,9 @@ def test_bfloat16_learns_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cuda_learns_too(tmp_path: Path, dtype: str) -> None:
     base = load_base(str(tiny.save_bert(tmp_path)), "sequence-classification", tiny.COLOURS, Stream(0, Purpose.INIT))
-    config = adapters.for_task(adapters.parse_config("LoraConfig(r=4, target_modules='all-linear')"), "sequence-classification")
+    config = adapters.for_task(
+        adapters.parse_config("LoraConfig(r=4, target_modules='all-linear')"), "sequence-classification"
+    )
     adapted = AdaptedModel(base.model, config, base.sha256, base.name, Stream(0, Purpose.INIT, 1))
     on_gpu = FirstOrderTrainer(base, adapted, "sequence-classification", 16, "cuda", dtype)
     start = on_gpu.adapted.read()
@@ -165,7 +177,9 @@ def test_refusals_say_what_is_missing(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without one")
 def test_a_missing_device_is_said(tmp_path: Path) -> None:
     base = load_base(str(tiny.save_bert(tmp_path)), "sequence-classification", tiny.COLOURS, Stream(0, Purpose.INIT))
-    config = adapters.for_task(adapters.parse_config("LoraConfig(r=2, target_modules=['query'])"), "sequence-classification")
+    config = adapters.for_task(
+        adapters.parse_config("LoraConfig(r=2, target_modules=['query'])"), "sequence-classification"
+    )
     adapted = AdaptedModel(base.model, config, base.sha256, base.name, Stream(0, Purpose.INIT, 1))
     with pytest.raises(ConfigError, match="no CUDA device"):
         FirstOrderTrainer(base, adapted, "sequence-classification", 16, "cuda", "float32")

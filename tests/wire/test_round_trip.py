@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from fedpeft import wire
-from fedpeft.codecs import Context, Identity, Numbers, Plane, Symbols, Ternary, Uniform
+from fedpeft.codecs import Context, Field, Identity, Numbers, Plane, Symbols, Ternary, Uniform
 from fedpeft.space import Slot, Space
 from tests.codecs.examples import all_bits
 from tests.codecs.examples import header as header_of
-from tests.wire.crafting import coder, content_of, field_of, header, packed, plane
+from tests.wire.crafting import coder, content_of, header, packed, plane
 
 DRAW = np.random.default_rng(0)
 MIXED = DRAW.choice(np.array([0x0F, 0xF0, 0x33, 0xAA], np.uint8), 5000, p=[0.7, 0.1, 0.1, 0.1])
@@ -53,7 +53,7 @@ def assert_round_trip(part):
         (plane([0, 1, 2, 39_999, 40_000], 40_001), "rice"),
         (plane([], 40_001), "rans_classes"),
         (plane(np.arange(40_000), 40_000), "rans_classes"),
-        (plane(np.arange(40_001), 40_001), "rans"),
+        (plane(np.arange(40_001), 40_001), "rans_classes"),
         (plane([], 0), "bits"),
         (plane([], 1), "bits"),
         (plane([0], 1), "bits"),
@@ -168,6 +168,5 @@ def test_a_ragged_part_may_be_shorter_but_not_longer():
     part = random_plane(0.5, 100)
     data = wire.pack(header(100), {"part": part})
     for most in (100, 101, 5000):
-        layout = {"part": field_of(part, ragged=True)}
-        layout = {"part": type(layout["part"])("plane", most, ragged=True)}
+        layout = {"part": Field("plane", most, ragged=True)}
         assert all_bits(wire.unpack(data, header(100), layout)) == all_bits({"part": part})
