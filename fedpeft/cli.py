@@ -1,5 +1,6 @@
 """The command line: `fedpeft simulate` and `fedpeft inspect`."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,9 @@ from fedpeft.errors import FedpeftError
 
 if TYPE_CHECKING:
     from fedpeft.simulation import Simulation
+
+# Threads of torch that wait for each other shall sleep: where another program holds a core, spinning costs a factor.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     help="Federated parameter-efficient fine-tuning.", no_args_is_help=True, pretty_exceptions_enable=False

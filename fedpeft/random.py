@@ -43,24 +43,26 @@ class Stream:
     """An endless sequence of 32-bit words, addressed by what it is drawn for.
 
     >>> Stream(seed=0, purpose=Purpose.DATA, round=1, client=2).permutation(4).tolist()
-    [2, 3, 1, 0]
+    [1, 0, 2, 3]
 
     Args:
         seed: the run's seed, any integer; hashed into the 64-bit Philox key.
         purpose: what the words are used for.
         round: round number in [0, 2^32).
         client: client number in [0, 2^32).
+        part: tells streams of one purpose apart, in [0, 2^24).
     """
 
     seed: int
     purpose: Purpose
     round: int = 0
     client: int = 0
+    part: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("round", "client"):
-            if not 0 <= getattr(self, name) <= _LOW:
-                raise ValueError(f"{name} must lie in [0, 2^32), got {getattr(self, name)}")
+        for name, bits in (("round", 32), ("client", 32), ("part", 24)):
+            if not 0 <= getattr(self, name) < 1 << bits:
+                raise ValueError(f"{name} must lie in [0, 2^{bits}), got {getattr(self, name)}")
 
     @property
     def key(self) -> tuple[int, int]:
@@ -70,7 +72,7 @@ class Stream:
 
     def words(self, n: int, start: int = 0) -> NDArray[np.uint32]:
         """Words `start` to `start + n` of the stream, shape (n,)."""
-        return kernels.philox_words(*self.key, self.round, self.client, int(self.purpose), start, n)
+        return kernels.philox_words(*self.key, self.round, self.client, self.purpose | self.part << 8, start, n)
 
     def uniform(self, n: int) -> NDArray[np.float64]:
         """`n` numbers in [0, 1) with 53 random bits each."""

@@ -69,7 +69,7 @@ def experiment(options: Any, partition: str) -> Experiment:
             "data": {
                 "source": f"simulations.clinc150.Clinc150(per_intent={options.per_intent})",
                 "partition": partition,
-                "test_examples": 500 if options.quick else 0,
+                "test_examples": 500,
             },
             "training": {
                 "local_steps": 10,

@@ -187,7 +187,7 @@ def test_a_scope_is_left_behind_by_an_error_and_nests():
 
 
 def test_numpys_and_pythons_generators_are_not_asked():
-    np.random.seed(1)  # noqa: NPY002
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(1)
+    state = np.random.get_state()[1].copy()
     STREAM.permutation(9), STREAM.gamma(2.0, 9), STREAM.normal(9)
-    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], state)

@@ -9,6 +9,7 @@ import torch
 
 from fedpeft.errors import SpaceError
 from fedpeft.space import Slot, Space
+from tests.codecs.examples import without_type_checks
 
 A, B, HEAD, SCALAR = (
     Slot("a", (2, 3), "lora_A"),
@@ -89,6 +90,7 @@ def test_tensors_of_another_space_are_named(change, message):
 
 
 @pytest.mark.parametrize("shape", [(16,), (18,), (1, 17), ()])
+@without_type_checks()
 def test_a_vector_of_another_size_is_named(shape):
     with pytest.raises(ValueError, match=r"expected a vector of shape \(17,\), got \("):
         SPACE.tensors(torch.zeros(shape))
@@ -161,7 +163,8 @@ def described(slots='[["a",[1],"x"]]', config='""', base='""'):
         described("[]"), described("{}"), described("null"), described("3"), described('"abc"'), described("[3]"),
         described('[["a",[1]]]'), described('[["a",[1],"x",2]]'), described('["abc"]'), described('[["a","12","x"]]'),
         described('[["a",3,"x"]]'), described('[["a",null,"x"]]'), described('[["a",{"1":2},"x"]]'),
-        *(described(f'[["a",[{n}],"x"]]') for n in ("-1", "1.0", "1.5", "1e999", "-1e999", "NaN", '"3"', "true", "null", "[1]")),
+        *(described(f'[["a",[{n}],"x"]]') for n in ("-1", "1.0", "1.5", "1e999", "-1e999", "NaN")),
+        *(described(f'[["a",[{n}],"x"]]') for n in ('"3"', "true", "null", "[1]")),
         described('[["a",[1],"x"],["a",[2],"x"]]'), described(f'[["a",[{"9" * 5000}],"x"]]'),
         described(config='"garbage"'), described(config='"[1]"'), described(config='"3"'), described(config="3"),
         described(config="{}x"), described(config=json.dumps("[" * 100_000)),

@@ -87,21 +87,23 @@ class Context:
         seed: the run's seed.
         round: the round, from 1.
         client: number of the client whose delta it is.
+        part: which group of slots, where a codec treats groups apart.
     """
 
     seed: int = 0
     round: int = 0
     client: int = 0
+    part: int = 0
 
     @property
     def shared(self) -> Stream:
         """A stream that is the same for all clients of the round."""
-        return Stream(self.seed, Purpose.CODEC_SHARED, self.round)
+        return Stream(self.seed, Purpose.CODEC_SHARED, self.round, part=self.part)
 
     @property
     def private(self) -> Stream:
         """A stream of this client alone."""
-        return Stream(self.seed, Purpose.CODEC_PRIVATE, self.round, self.client)
+        return Stream(self.seed, Purpose.CODEC_PRIVATE, self.round, self.client, self.part)
 
 
 class Codec(ABC):

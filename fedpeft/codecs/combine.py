@@ -1,7 +1,7 @@
 """Codecs made of codecs: `chain` and `per_slot`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -81,7 +81,7 @@ class PerSlot(Codec):
         parts = {}
         for i, codec, group in self._groups(space):
             gathered = torch.cat([space.view(delta, slot.name).reshape(-1) for slot in group.slots])
-            parts.update({f"{i}.{name}": part for name, part in codec.encode(gathered, group, ctx).items()})
+            parts.update({f"{i}.{name}": part for name, part in codec.encode(gathered, group, _apart(ctx, i)).items()})
         return parts
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
@@ -89,13 +89,18 @@ class PerSlot(Codec):
         delta = torch.empty(space.numel)
         for i, codec, group in self._groups(space):
             own = {name: parts[f"{i}.{name}"] for name in codec.layout(group)}
-            vector = codec.decode(own, group, ctx)
+            vector = codec.decode(own, group, _apart(ctx, i))
             for slot in group.slots:
                 space.view(delta, slot.name).copy_(group.view(vector, slot.name))
         return delta
 
     def _groups(self, space: Space) -> tuple[tuple[int, Codec, Space], ...]:
         return _grouped(self, space)
+
+
+def _apart(ctx: Context, group: int) -> Context:
+    """The context of a group: streams of its own, also where groups are nested."""
+    return replace(ctx, part=64 * ctx.part + group + 1)
 
 
 @lru_cache(maxsize=64)

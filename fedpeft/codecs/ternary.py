@@ -65,6 +65,8 @@ class Ternary(Codec):
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Select exactly (no sampling), pack, scale."""
         x = np.ascontiguousarray(delta.detach().cpu().numpy(), dtype=np.float32)
+        if not kernels.all_finite(x):
+            raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
         bounds = self._bounds(space)
         thresholds = np.zeros(len(bounds) - 1, dtype=np.float32)
         for j, (begin, end) in enumerate(pairwise(bounds)):

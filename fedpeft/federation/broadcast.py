@@ -10,8 +10,9 @@ that follows every step and a site that gets the whole in fp16 hold the same bit
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft import wire
+from fedpeft import kernels, wire
 from fedpeft.codecs import Codec, Context, Identity, Parts
+from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
 
 WHOLE: Codec = Identity("float16")
@@ -36,7 +37,10 @@ def unpack(payload: bytes, codec: Codec, space: Space, run: bytes, ctx: Context)
         PayloadError: the bytes are not the payload that this receiver expects.
     """
     expected = wire.Header(space.fingerprint, run, ctx.round, ctx.client, repr(codec), space.numel)
-    return codec.decode(wire.unpack(payload, expected, codec.layout(space)), space, ctx)
+    vector = codec.decode(wire.unpack(payload, expected, codec.layout(space)), space, ctx)
+    if not kernels.all_finite(vector.numpy()):
+        raise PayloadError(Defect.NON_FINITE, f"{codec!r} decoded to infinity or NaN")
+    return vector
 
 
 def whole(public: Float[Tensor, " d"], space: Space, run: bytes, round_number: int) -> bytes:

@@ -134,8 +134,8 @@ def unpack_table(data: NDArray[np.uint8], levels: int) -> NDArray[np.uint32]:
             position += rest
     if position > bits:
         raise PayloadError(Defect.TABLE, f"{data.size} bytes end inside a table of {levels} levels")
-    if bits - position >= 8 or stream >> position:
-        raise PayloadError(Defect.PADDING, f"expected zeros up to the byte after a table of {levels} levels")
     if not is_table(freq):
         raise PayloadError(Defect.TABLE, f"frequencies sum to {freq.sum()}, expected {TOTAL}")
+    if bits - position >= 8 or stream >> position:
+        raise PayloadError(Defect.PADDING, f"expected zeros up to the byte after a table of {levels} levels")
     return freq

@@ -20,8 +20,8 @@ class Mean(Strategy):
     >>> from fedpeft.space import Slot
     >>> from fedpeft.strategies.base import Fold
     >>> fold = Fold(Mean(), Space((Slot("a", (2,), "head"),)))
-    >>> fold.accumulate(Update(torch.tensor([1.0, 0.0]), weight=3))
-    >>> fold.accumulate(Update(torch.tensor([0.0, 4.0]), weight=1))
+    >>> fold.accumulate(Update(torch.tensor([1.0, 0.0]), weight=3.0))
+    >>> fold.accumulate(Update(torch.tensor([0.0, 4.0]), weight=1.0))
     >>> fold.finalize()
     tensor([0.7500, 1.0000])
     """

@@ -1,9 +1,12 @@
 """The codecs, spaces and deltas that every law is checked on; a new public codec needs a line in `CODECS`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
 
+import jaxtyping
 import numpy as np
 import torch
 
@@ -24,6 +27,17 @@ from fedpeft.codecs import (
     per_slot,
 )
 from fedpeft.space import Slot, Space
+
+
+@contextmanager
+def without_type_checks() -> Iterator[None]:
+    """As users call it: without conftest's run-time types, which would speak up before the library's own checks."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from tests.codecs.examples import (
     header,
     normal,
     there_and_back,
+    without_type_checks,
 )
 
 every_codec = pytest.mark.parametrize("codec", CODECS, ids=repr)
@@ -248,13 +249,15 @@ def test_a_non_finite_delta_is_refused_at_one_end_or_the_other(codec, value, whe
         (lambda: per_slot({}, default=FEEDBACKS[0]), r"a codec for 'default', got ErrorFeedback\("),
     ],
 )
+@without_type_checks()
 def test_a_wrong_argument_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("codec", [Ternary(), Uniform()], ids=repr)
+@without_type_checks()
 def test_parts_of_other_kinds_are_no_parts(codec):
     wrong = {name: Numbers(np.zeros(SPACE.numel, np.float32)) for name in codec.layout(SPACE)}
-    with pytest.raises(TypeError, match=f"do not follow the layout of {type(codec).__name__}"):
+    with pytest.raises(TypeError, match=r"part .\w+.: expected (Plane|Symbols), got Numbers"):
         codec.decode(wrong, SPACE, CONTEXT)

@@ -10,6 +10,7 @@ import torch
 from fedpeft import strategies
 from fedpeft.space import Slot, Space
 from fedpeft.strategies import NAMES, Fold, Mean, SignElection, Strategy, Update
+from tests.codecs.examples import without_type_checks
 
 STRATEGIES = [Mean(), *(SignElection(e, a) for e in ("sum", "count") for a in ("agreeing", "all"))]
 SPACE = Space(
@@ -113,6 +114,7 @@ def test_one_client_in_gives_its_own_delta_back(strategy, weight):
 
 @every_strategy
 @pytest.mark.parametrize("weight", [0, 0.0, -1.0, float("nan"), float("inf")])
+@without_type_checks()
 def test_a_weight_of_zero_is_absence_and_is_refused(strategy, weight):
     folded = fold(strategy, updates(3))
     with pytest.raises(ValueError, match=f"a weight must be positive and finite, got {weight}"):
@@ -126,6 +128,7 @@ def test_a_weight_of_zero_is_absence_and_is_refused(strategy, weight):
 @pytest.mark.parametrize(
     "shape", [(), (1,), (SPACE.numel - 1,), (SPACE.numel + 1,), (1, SPACE.numel), (SPACE.numel, 1)]
 )
+@without_type_checks()
 def test_a_delta_of_another_size_is_refused(strategy, shape):
     folded = Fold(strategy, SPACE)
     with pytest.raises(ValueError, match=rf"expected a delta of shape \({SPACE.numel},\), got \("):
@@ -254,6 +257,7 @@ def test_an_election_by_head():
         (lambda: SignElection(average="mean"), "average must be 'agreeing' or 'all', got 'mean'"),
     ],
 )
+@without_type_checks()
 def test_a_wrong_argument_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
