@@ -72,8 +72,7 @@ class Simulation:
 
     def _build(self, say: Say, watch: Callable[[str, str], None]) -> None:
         experiment, model = self.experiment, self.experiment.model
-        if not (self.folder / "config.yaml").exists():
-            write_durably(self.folder / "config.yaml", experiment.to_yaml().encode())
+        self._claim_folder()
         torch.set_num_threads(model.threads)
         if not kernels.is_warm():
             say("compiling kernels (once on this machine)")
@@ -164,6 +163,16 @@ class Simulation:
             },
             "before": dict(self.server.before()),
         }
+
+    def _claim_folder(self) -> None:
+        """Keep the experiment beside its run; a run is taken up by the experiment that began it, with other rounds."""
+        path = self.folder / "config.yaml"
+        if path.exists():
+            began, now = config.load(path).model_dump(), self.experiment.model_dump()
+            for key in began.keys() - {"rounds"}:
+                if began[key] != now[key]:
+                    raise JournalError(f"{self.folder} is of another run: {key} was {began[key]!r}, now {now[key]!r}")
+        write_durably(path, self.experiment.to_yaml().encode())
 
     def __enter__(self) -> "Simulation":
         return self

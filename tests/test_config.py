@@ -38,6 +38,7 @@ WRONG = {
     "codec: Mean()": "codec: .*unknown name 'Mean'",
     "strategy: Meen()": "strategy: .*did you mean 'Mean'",
     "server_optimizer: SDG(lr=1)": "server_optimizer: .*did you mean 'SGD'",
+    "server_optimizer: LBFGS()": "server_optimizer: .*unknown name 'LBFGS'",
     "server_optimizer: SGD(lr=-1)": "server_optimizer: .*Invalid learning rate",
     "peft: LoraConfig(rank=8)": "peft: .*LoraConfig has no setting 'rank'",
     "data: {source: StdlibDoc()}": "data.source: .*did you mean 'StdlibDocs'",

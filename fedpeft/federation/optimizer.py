@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedpeft import expressions
 
-_NAMES = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type)}
+_UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # no algorithm; asks for the loss again; for sparse gradients alone
+_NAMES = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name not in _UNFIT}
 
 
 @dataclass(frozen=True)

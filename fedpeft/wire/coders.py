@@ -39,7 +39,7 @@ def decode(coded: Coded, field: Field, numel: int) -> Part:
     Its arrays are its own and writable, so that a codec may hand them to torch.
 
     Raises:
-        PayloadError: any byte is not what `encode` could have written.
+        PayloadError: the bytes are no such part.
     """
     if coded.coder != pb.CODER_RICE and (coded.parameter or coded.ones):
         raise PayloadError(Defect.CODER, "a Rice parameter came with another coder")
