@@ -31,18 +31,33 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """The base model."""
+    """The base model.
+
+    Args:
+        name: a folder, or a name on the Hugging Face hub.
+        task: what it is fine-tuned for.
+        max_length: tokens that an example is cut to.
+        device: "cpu", "cuda", "cuda:1", ...
+        dtype: of the frozen base and of activations; the adapter stays in float32.
+        threads: of torch, on the CPU.
+    """
 
     name: str = MINILM
     task: Literal["sequence-classification", "causal-lm"] = "sequence-classification"
-    max_length: int = Field(64, ge=2)
+    max_length: int = Field(48, ge=2)
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(2, ge=1)
 
 
 class DataSection(_Section):
-    """Where examples come from, and how sites share them."""
+    """Where examples come from, and how sites share them.
+
+    Args:
+        source: expression of a `fedpeft.data` source.
+        partition: expression of a `fedpeft.data` partition.
+        test_examples: held-out examples that each round is measured on; 0 for all.
+    """
 
     source: Annotated[str, _expression(lambda text: data.parse_source(text, imports=True))] = (
         "StdlibDocs(modules=24, per_module=120)"
@@ -54,29 +69,42 @@ class DataSection(_Section):
 
 
 class TrainingSection(_Section):
-    """How a site trains in a round."""
+    """How a site trains in a round: `fedpeft.training.Settings`, and the learning rate's schedule over rounds."""
 
-    local_steps: int = Field(10, ge=1)
+    local_steps: int = Field(8, ge=1)
     batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(1e-2, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, ge=0)
-    labels: Literal["all", "own"] = "all"
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    labels: Literal["all", "own"] = "own"
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
 
 
 class Experiment(_Section):
     """One experiment; the defaults are the demo.
 
-    `codec`, `broadcast`, `strategy`, `server_optimizer`, `peft`, `data.source` and `data.partition` are expressions;
-    a dotted path in one of them names a class of your own.
+    Values that look like calls are expressions; a dotted path in one of them names a class of your own.
+
+    Args:
+        name: of the run's folder.
+        seed: of all randomness.
+        sites: how many share the data.
+        rounds: in all.
+        cohort: sites asked each round; 0 for all.
+        quorum: fraction of the cohort that a round needs, in (0, 1].
+        deadline_s: seconds that a round waits for replies.
+        peft: expression of a config of Hugging Face PEFT.
+        codec: expression of a codec, or of error feedback around one, for the sites' updates.
+        broadcast: expression of a codec for the steps of the global adapter.
+        strategy: expression of the rule that merges updates.
+        server_optimizer: expression of a `torch.optim` optimizer.
     """
 
     name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 0
     sites: int = Field(6, ge=1)
     rounds: int = Field(12, ge=1)
-    cohort: int = Field(0, ge=0, description="clients asked each round; 0: all")
+    cohort: int = Field(0, ge=0)
     quorum: float = Field(1.0, gt=0, le=1)
     deadline_s: float = Field(3600.0, gt=0)
     model: ModelSection = ModelSection()

@@ -23,7 +23,6 @@ METHODS = (
     (TERNARY, "Mean()", "SGD(lr=1.0)"),
     # The mean over those who agree is about three times as long as the mean over all: a third of its step.
     (TERNARY, "SignElection()", "SGD(lr=0.3)"),
-    (TERNARY, "SignElection(average='all')", "SGD(lr=1.0)"),
 )
 COLUMNS = ("codec", "strategy", "server_optimizer", "seed", "rounds", "accuracy", "loss", "up_bytes_per_site",
            "up_ratio_to_fp32", "down_bytes_per_site", "down_ratio_to_fp32")  # fmt: skip

@@ -33,7 +33,7 @@ WRONG = {
     "model: {task: classify}": "model.task: Input should be 'sequence-classification' or 'causal-lm', got 'classify'",
     "codec: Ternari(density=0.2)": "codec: .*unknown name 'Ternari'; did you mean 'Ternary'",
     "codec: Ternary(densty=0.2)": "codec: .*Ternary has no setting 'densty'; did you mean 'density'",
-    "codec: Ternary(density=2)": r"codec: .*density must lie in \(0, 1\], got 2",
+    "codec: Ternary(density=2.0)": r"codec: .*density must lie in \(0, 1\], got 2.0",
     "codec: Ternary": r"codec: 'Ternary' names a class; call it: Ternary\(\)",
     "codec: Mean()": "codec: .*unknown name 'Mean'",
     "strategy: Meen()": "strategy: .*did you mean 'Mean'",

@@ -19,7 +19,7 @@ def run(folder: Path, name: str = "run", **more: object) -> tuple[list[dict], di
 
 def test_the_demo_in_small_learns(tmp_path: Path) -> None:
     more = {"training": {"local_steps": 20, "learning_rate": 1e-2}, "server_optimizer": "SGD(lr=1.0)"}
-    with Simulation(Experiment.model_validate(tiny.experiment(tmp_path, rounds=12, **more)), tmp_path / "r") as s:
+    with Simulation(Experiment.model_validate(tiny.experiment(tmp_path, rounds=20, **more)), tmp_path / "r") as s:
         rows = list(s.run())
         before = s.server.before()
     assert rows[-1]["accuracy"] > 0.8 > 0.5 > before["accuracy"]
