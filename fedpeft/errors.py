@@ -50,7 +50,6 @@ class Defect(StrEnum):
     MISSING_PART = "missing part"
     EXTRA_PART = "extra part"
     DUPLICATE_PART = "duplicate part"
-    PART_KIND = "part kind"
     PART_SIZE = "part size"
     CODER = "coder"
     TABLE = "table"

@@ -17,8 +17,8 @@ FLOOR = {
 HOME = {
     "numba": {"kernels"}, "llvmlite": {"kernels"}, "peft": {"adapters"}, "transformers": {"training"},
     "huggingface_hub": {"training"}, "datasets": {"data"}, "google": {"wire", "federation", "_proto"},
-    "grpc": {"runtime"}, "flwr": {"runtime"}, "matplotlib": {"report"}, "pydantic": {"config"},
-    "yaml": {"config"}, "typer": {"cli"}, "rich": {"cli", "inspection"},
+    "grpc": {"runtime"}, "flwr": {"runtime"}, "matplotlib": {"report"}, "pydantic": {"config", "report"},
+    "yaml": {"config", "report"}, "typer": {"cli"}, "rich": {"cli", "inspection"},
     "safetensors": {"adapters", "federation"},
 }  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_proto" not in path.parts)

@@ -91,7 +91,8 @@ class Round:
             requests = {node: self._task(node, held.get(node, 0)) for node in asked}
             stale = set()
             for arrival in self._setting.transport.exchange(requests, max(0.0, until - time.monotonic())):
-                refused = self._receive(arrival, len(requests.get(arrival.node, b"")), failures)
+                late = time.monotonic() > until
+                refused = self._receive(arrival, len(requests.get(arrival.node, b"")), late, failures)
                 self._setting.watch(arrival.node, str(refused) if refused else "counted")
                 if refused and refused.reason is Reason.STALE_ADAPTER and held.get(arrival.node):
                     stale.add(arrival.node)
@@ -166,10 +167,14 @@ class Round:
             task.broadcasts.add(to_round=self.number, codec=repr(broadcast.WHOLE), payload=self._whole)
         return task.SerializeToString(deterministic=True)
 
-    def _receive(self, arrival: Arrival, down_bytes: int, failures: dict[NodeId, str]) -> RefusedError | None:
+    def _receive(
+        self, arrival: Arrival, down_bytes: int, late: bool, failures: dict[NodeId, str]
+    ) -> RefusedError | None:
         """Count a reply, or say why not; nothing is kept of a reply that is refused."""
         traffic = {"up_bytes": len(arrival.data), "down_bytes": down_bytes}
         try:
+            if late:
+                raise RefusedError(Reason.LATE, f"round {self.number} waits {self._plan.deadline_s:g} s for replies")
             update = self._update(arrival, asked=bool(down_bytes), failures=failures)
         except RefusedError as refused:
             why = str(refused)
@@ -200,6 +205,8 @@ class Round:
             raise RefusedError(Reason.DUPLICATE, f"node {arrival.node!r} was counted in round {self.number} already")
         if reply.run != self._state.run:
             raise RefusedError(Reason.OTHER_RUN, f"expected run {self._state.run.hex()}, got {reply.run.hex()[:32]}")
+        if reply.round < self.number:
+            raise RefusedError(Reason.LATE, f"round {reply.round} is closed, this is round {self.number}")
         if reply.round != self.number:
             raise RefusedError(Reason.OTHER_ROUND, f"expected round {self.number}, got {reply.round}")
         match reply.WhichOneof("result"):

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedpeft.report.curves import MANY_ROUNDS
-from fedpeft.report.drawing import INK, canvas, card, legend
+from fedpeft.report.drawing import INK, MANY_ROUNDS, canvas, card, legend
 from fedpeft.report.run import STAGES, Run
 from fedpeft.report.words import duration, many, short, size
 

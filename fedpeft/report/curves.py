@@ -7,11 +7,9 @@ from itertools import accumulate
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from fedpeft.report.drawing import INK, canvas, card, legend
+from fedpeft.report.drawing import INK, MANY_ROUNDS, canvas, card, legend
 from fedpeft.report.run import Run
 from fedpeft.report.words import TITLES, score, size
-
-MANY_ROUNDS = 40
 
 
 def against_rounds(run: Run, key: str) -> str:
@@ -26,7 +24,7 @@ def against_rounds(run: Run, key: str) -> str:
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(-0.03 * last, 1.03 * last)
-    _percent(axes, key)
+    _scale(axes, key)
     if key == "loss":
         legend(axes, 2)
     return card(axes, f"{TITLES[key]} by round", _ends(run, key))
@@ -46,7 +44,7 @@ def against_bytes(run: Run, key: str) -> str:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3) if decades < 3 else (1,)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: size(x, tick=True))
-    _percent(axes, key)
+    _scale(axes, key)
     legend(axes, 2)
     note = "The dashed line is the same curve at what these rounds cost in fp32 LoRA, not a second run."
     return card(axes, f"{TITLES[key]} by bytes", _ends(run, key), note)
@@ -58,7 +56,7 @@ def _line(axes: Axes, x: Iterable[float], y: Iterable[float | None], colour: str
     axes.plot(x, values, style, color=INK[colour], label=label, marker=marker, ms=3.4, lw=1.6, solid_capstyle="round")
 
 
-def _percent(axes: Axes, key: str) -> None:
+def _scale(axes: Axes, key: str) -> None:
     axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %" if key == "accuracy" else f"{y:g}")
     if key == "accuracy":
         axes.set_ylim(0, min(1.03, max(0.05, 1.12 * axes.get_ylim()[1])))

@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 
 from fedpeft.report.run import STAGES
 
+MANY_ROUNDS = 40  # beyond, marks and gaps would blur
+
 INK = {name: f"#0000{i:02x}" for i, name in enumerate(("ink", "muted", "line", "up", "down", *STAGES), 1)}
 """Colours as they are drawn, by the CSS variables that they become."""
 
 LOOK = {
     "svg.fonttype": "none",
-    "font.family": "sans-serif",
+    "font.family": "DejaVu Sans",
     "font.size": 8.2,
     "axes.grid": True,
     "axes.grid.axis": "y",

@@ -1,6 +1,7 @@
 """The round loop over memory: who is asked, what is counted, what is refused, and what both ends hold."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,7 +189,7 @@ REFUSALS = {
         lambda data: pb.Reply(run=pb.Reply.FromString(data).run, round=1).SerializeToString(),
         "holds no result",
     ),
-    "an earlier round": (lambda data: world.reply(data, round=0), "other round: expected round 1, got 0"),
+    "an earlier round": (lambda data: world.reply(data, round=0), "late: round 0 is closed, this is round 1"),
     "a future round": (lambda data: world.reply(data, round=2), "other round: expected round 1, got 2"),
     "another run": (lambda data: world.reply(data, run=b"x" * 16), "other run"),
     "weight 0": (lambda data: world.reply(data, weight=0.0), "weight: expected a weight in"),
@@ -301,6 +302,26 @@ def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
         server = world.server(replace(PLAN, deadline_s=1e-9), MemoryTransport(world.clients(None)), journal)
         with pytest.raises(QuorumError, match="nobody else answered within 1e-09 s"):
             next(server.run())
+
+
+def test_a_reply_after_the_deadline_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers, clock = world.clients(tmp_path / "sites"), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    class Slow(MemoryTransport):
+        def exchange(self, requests, deadline_s):
+            for arrival in super().exchange(requests, deadline_s):
+                if arrival.node == "cat" and pb.Reply.FromString(arrival.data).round == 1:
+                    clock[0] += 61
+                yield arrival
+
+    seen = []
+    plan = replace(PLAN, rounds=2, quorum=0.6, deadline_s=60)
+    with Journal(tmp_path / "journal") as journal:
+        server = Server(plan, SPACE, START, Slow(handlers), journal, watch=lambda *reply: seen.append(reply))
+        first, second = server.run()
+    assert (first["counted"], first["refused"], second["counted"]) == (2, 1, 3)
+    assert dict(seen[:3])["cat"] == "late: round 1 waits 60 s for replies"
 
 
 def test_a_failing_site_shows_its_traceback(tmp_path: Path) -> None:
