@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedpeft import expressions
-from fedpeft.errors import SpaceError
+from fedpeft.durable import write_durably
+from fedpeft.errors import ConfigError, SpaceError
 from fedpeft.random import Stream, scoped_torch_generator
 from fedpeft.space import Slot, Space
 
@@ -56,9 +57,9 @@ class Adapter:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {**self.space.tensors(self.vector), **self.constants}
         packed = {name: tensors[name].contiguous() for name in sorted(tensors)}
-        (folder / _WEIGHTS).write_bytes(safetensors.torch.save(packed, metadata={"format": "pt"}))
+        write_durably(folder / _WEIGHTS, safetensors.torch.save(packed, metadata={"format": "pt"}))
         text = json.dumps({**self.config, "inference_mode": True}, indent=2, sort_keys=True)
-        (folder / _CONFIG).write_text(text + "\n")
+        write_durably(folder / _CONFIG, text.encode() + b"\n")
 
     @staticmethod
     def load(folder: Path, base: str = "") -> "Adapter":
@@ -94,6 +95,7 @@ class AdaptedModel:
         stream: draws the adapter's initial values; the same on every site.
 
     Raises:
+        ConfigError: PEFT cannot put such an adapter on this model.
         SpaceError: the PEFT method has trainable parameters that its state dict does not hold.
     """
 
@@ -103,7 +105,10 @@ class AdaptedModel:
         with scoped_torch_generator(stream), warnings.catch_warnings():
             # PEFT asks transformers by a name that it has deprecated.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
-            self.model = peft.get_peft_model(base, config)
+            try:
+                self.model = peft.get_peft_model(base, config)
+            except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+                raise ConfigError(f"peft: {type(config).__name__} does not fit this model: {error}") from None
         with torch.no_grad():
             for parameter in self.model.parameters():
                 if parameter.requires_grad:

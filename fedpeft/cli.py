@@ -56,7 +56,7 @@ def simulate(
     """Run an experiment in this process: several sites, one base model, real bytes between them."""
     with _reported():
         with out.status("starting"):
-            from fedpeft import report, simulation
+            from fedpeft import simulation
             from fedpeft.config import load
 
             if resume is not None:
@@ -78,8 +78,7 @@ def simulate(
                     view.add(metrics)
                 for metrics in running.run():
                     view.add(metrics)
-            page = report.write(folder)
-            _conclude(running, page, time.monotonic() - began)
+            _conclude(running, time.monotonic() - began)
 
 
 @app.command()
@@ -192,15 +191,15 @@ def _introduce(running: "Simulation") -> None:
     labels = f", {facts['labels']} classes" if facts["labels"] else ""
     sizes = ", ".join(str(site["examples"]) for site in facts["sites"].values())
     out.print(f"[bold]{experiment.model.name}[/], {facts['numel']:,} trainable parameters in {facts['slots']} slots")
-    out.print(f"{experiment.data.source}{labels}")
-    out.print(f"{experiment.sites} sites by {experiment.data.partition} hold {sizes} examples")
-    out.print(f"updates {experiment.codec}, broadcast {experiment.broadcast}, {experiment.strategy}")
+    out.print(f"{experiment.data.source}{labels}", markup=False)
+    out.print(f"{experiment.sites} sites by {experiment.data.partition} hold {sizes} examples", markup=False)
+    out.print(f"updates {experiment.codec}, broadcast {experiment.broadcast}, {experiment.strategy}", markup=False)
     if before := facts["before"]:
         scores = f"loss {before['loss']:.3f}, accuracy {before['accuracy']:.3f}"
         out.print(f"before: {scores} on {facts['test_examples']} examples that no site has\n")
 
 
-def _conclude(running: "Simulation", page: Path, seconds: float) -> None:
+def _conclude(running: "Simulation", seconds: float) -> None:
     rows = running.server.history()
     up, up_dense, down, down_dense = (
         sum(row[name] for row in rows) for name in ("up_bytes", "up_bytes_fp32", "down_bytes", "down_bytes_fp32")
@@ -212,7 +211,7 @@ def _conclude(running: "Simulation", page: Path, seconds: float) -> None:
         f"all sites together sent {_size(up)}, 1/{up_dense / up:.1f} of fp32 LoRA, "
         f"and received {_size(down)}, 1/{down_dense / down:.1f}"
     )
-    out.print(f"adapter  {running.folder / 'adapter'}\nreport   {page}")
+    out.print(f"adapter  {running.folder / 'adapter'}\nreport   {running.folder / 'report.html'}")
 
 
 if __name__ == "__main__":

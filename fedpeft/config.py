@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fedpeft import adapters, codecs, data, expressions, strategies
 from fedpeft.errors import ConfigError
@@ -15,15 +15,21 @@ from fedpeft.training import Settings
 from fedpeft.training.models import MINILM
 
 
-def _expression(parse: Callable[[str], object]) -> AfterValidator:
-    def check(text: str) -> str:
-        try:
-            parse(text)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+def _expression(parse: Callable[[str], object]) -> BeforeValidator:
+    def check(value: object) -> object:
+        """An object of the kind stands for its own expression."""
+        text = repr(value) if isinstance(value, _EXPRESSED) else value
+        if isinstance(text, str):
+            try:
+                parse(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return text
 
-    return AfterValidator(check)
+    return BeforeValidator(check)
+
+
+_EXPRESSED = (codecs.Codec, codecs.ErrorFeedback, strategies.Strategy, data.Source, data.Partition)
 
 
 class _Section(BaseModel):
@@ -93,6 +99,8 @@ class Experiment(_Section):
         cohort: sites asked each round; 0 for all.
         quorum: fraction of the cohort that a round needs, in (0, 1].
         deadline_s: seconds that a round waits for replies.
+        largest_norm: an update of a larger L2 norm is refused.
+        largest_weight: an update of more examples is refused.
         peft: expression of a config of Hugging Face PEFT.
         codec: expression of a codec, or of error feedback around one, for the sites' updates.
         broadcast: expression of a codec for the steps of the global adapter.
@@ -101,12 +109,14 @@ class Experiment(_Section):
     """
 
     name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 0
+    seed: int = Field(0, ge=-(1 << 63), lt=1 << 63)
     sites: int = Field(6, ge=1)
     rounds: int = Field(12, ge=1)
     cohort: int = Field(0, ge=0)
     quorum: float = Field(1.0, gt=0, le=1)
     deadline_s: float = Field(3600.0, gt=0)
+    largest_norm: float = Field(1e4, gt=0)
+    largest_weight: float = Field(1e9, gt=0)
     model: ModelSection = ModelSection()
     peft: Annotated[str, _expression(adapters.parse_config)] = (
         "LoraConfig(r=8, lora_alpha=16, target_modules=['query', 'value'])"
@@ -153,6 +163,8 @@ class Experiment(_Section):
             cohort=self.cohort,
             quorum=self.quorum,
             deadline_s=self.deadline_s,
+            largest_norm=self.largest_norm,
+            largest_weight=self.largest_weight,
         )
 
     def to_yaml(self) -> str:
@@ -178,11 +190,20 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError(f"{path}: expected keys and values, got {type(raw).__name__}")
     for override in overrides:
         _override(raw, override)
+    return validate(raw, str(path or "the experiment"))
+
+
+def validate(raw: Mapping[str, Any], name: str = "the experiment") -> Experiment:
+    """The experiment that keys and values describe.
+
+    Raises:
+        ConfigError: as `load`.
+    """
     try:
         return Experiment.model_validate(raw)
     except pydantic.ValidationError as error:
         problems = "\n".join(f"  {_problem(problem)}" for problem in error.errors())
-        raise ConfigError(f"{path or 'the experiment'} is not valid:\n{problems}") from None
+        raise ConfigError(f"{name} is not valid:\n{problems}") from None
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -190,17 +211,26 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals:
         raise ConfigError(f"--set {override}: expected key=value")
     *sections, last = key.strip().split(".")
-    for section in sections:
-        raw = raw.setdefault(section, {})
+    section: Any = Experiment
+    for name in sections:
+        raw = raw.setdefault(name, {})
         if not isinstance(raw, dict):
-            raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            value = float(value)  # YAML 1.1 takes 1e-3 for a string
-        except ValueError:
-            value = text.strip()
-    raw[last] = value
+            raise ConfigError(f"--set {override}: {name!r} is a value, not a section")
+        known = getattr(section, "model_fields", {}).get(name)
+        section = known.annotation if known else None
+    known = getattr(section, "model_fields", {}).get(last)
+    raw[last] = text.strip() if known and known.annotation is str else _value(text)
+
+
+def _value(text: str) -> Any:
+    try:
+        return float(text)  # YAML 1.1 takes 1e-3 for a string
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text.strip()
 
 
 def _problem(problem: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """A whole experiment in one process: several sites, one resident base model, real bytes between them."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -9,12 +10,12 @@ from typing import Any
 
 import torch
 
-from fedpeft import __version__, adapters, config, data, expressions, kernels
+from fedpeft import __version__, adapters, config, data, expressions, kernels, report
 from fedpeft.adapters import AdaptedModel
 from fedpeft.config import Experiment
+from fedpeft.durable import write_durably
 from fedpeft.errors import ConfigError, JournalError
 from fedpeft.federation import Client, ClientStore, Journal, Server
-from fedpeft.federation.journal import write_durably
 from fedpeft.random import Purpose, Stream
 from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.training.first_order import FirstOrderTrainer
@@ -62,69 +63,77 @@ class Simulation:
         watch: Callable[[str, str], None] = lambda site, outcome: None,
     ) -> None:
         self.experiment, self.folder = experiment, folder
+        fresh = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(folder / "journal")
         try:
+            self._check_folder()
             self._build(say, watch)
         except BaseException:
+            began = bool(self._journal.records)
             self._journal.close()
+            if fresh and not began:
+                shutil.rmtree(folder)
             raise
+        write_durably(folder / "config.yaml", experiment.to_yaml().encode())
+        self._write_metrics()
+
+    def _check_folder(self) -> None:
+        """A run is taken up by the experiment that began it, with as many rounds as are done, or more."""
+        done, path = len([r for r in self._journal.records if r["kind"] == "COMMIT"]), self.folder / "config.yaml"
+        if self.experiment.rounds < done:
+            raise ConfigError(f"rounds: {self.folder} has done {done} already, got {self.experiment.rounds}")
+        if path.exists():
+            began, now = config.load(path).model_dump(), self.experiment.model_dump()
+            for key in began.keys() - {"rounds"}:
+                if began[key] != now[key]:
+                    raise JournalError(f"{self.folder} is of another run: {key} was {began[key]!r}, now {now[key]!r}")
 
     def _build(self, say: Say, watch: Callable[[str, str], None]) -> None:
         experiment, model = self.experiment, self.experiment.model
-        self._claim_folder()
         torch.set_num_threads(model.threads)
         if not kernels.is_warm():
             say("compiling kernels (once on this machine)")
         kernels.warm_up()
-        plan = experiment.plan()
-        say(f"reading {experiment.data.source}")
-        corpus = data.parse_source(experiment.data.source, imports=True).load(experiment.seed)
         try:
-            split = data.parse_partition(experiment.data.partition, imports=True).split(
-                corpus.train, experiment.sites, experiment.seed
-            )
+            plan = experiment.plan()
+            say(f"reading {experiment.data.source}")
+            corpus = data.parse_source(experiment.data.source, imports=True).load(experiment.seed)
+            partition = data.parse_partition(experiment.data.partition, imports=True)
+            split = partition.split(corpus.train, experiment.sites, experiment.seed)
         except ValueError as error:
-            raise ConfigError(f"data.partition: {error}") from None
+            raise ConfigError(f"these sites, data and plan do not fit: {error}") from None
         say(f"loading {model.name}")
-        base = load_base(model.name, model.task, corpus.labels, Stream(experiment.seed, Purpose.INIT, 1))
-        adapted = AdaptedModel(
-            base.model,
-            adapters.for_task(adapters.parse_config(experiment.peft), model.task),
-            base.sha256,
-            base.name,
-            Stream(experiment.seed, Purpose.INIT, 2),
-        )
-        start = adapted.read()
-        trainer = FirstOrderTrainer(base, adapted, model.task, model.max_length, model.device, model.dtype)
-        self.labels, self._adapted = corpus.labels, adapted
-        summaries = data.describe(corpus.train, split)
-        width = len(str(experiment.sites))
-        names = [f"site-{i:0{width}}" for i in range(1, experiment.sites + 1)]
-        self.sites = [Site(n, s.size, s.label_counts) for n, s in zip(names, summaries, strict=True)]
-        self.test_size = len(_subset(corpus.test, experiment))
-        test = trainer.encode(_subset(corpus.test, experiment))
+        self._trainer = make_trainer(experiment, corpus)
+        self.labels, self.space = corpus.labels, self._trainer.adapted.space
+        self.sites = _named(data.describe(corpus.train, split))
+        start = self._trainer.adapted.read()
+        self._test = self._trainer.encode(corpus.test)
+        sample = self._trainer.encode(_subset(corpus.test, experiment))
         clients = {
-            name: Client(
-                trainer,
-                trainer.encode([corpus.train[i] for i in rows]),
-                adapted.space,
-                ClientStore(self.folder / "sites" / f"{name}.state", adapted.space),
+            site.name: Client(
+                self._trainer,
+                self._trainer.encode([corpus.train[i] for i in rows]),
+                self.space,
+                ClientStore(self.folder / "sites" / f"{site.name}.state", self.space),
                 plugins={repr(codec): codec for codec in (plan.codec, plan.broadcast)},
             )
-            for name, rows in zip(names, split, strict=True)
+            for site, rows in zip(self.sites, split, strict=True)
         }
+        self.test_size = len(sample)
         say("measuring the adapter before training")
-        self.server = Server(
-            plan,
-            adapted.space,
-            start,
-            MemoryTransport(clients),
-            self._journal,
-            evaluate=(lambda vector: trainer.evaluate(vector, test)) if len(test) else None,
-            watch=watch,
-        )
-        self._write_metrics()
+        try:
+            self.server = Server(
+                plan,
+                self.space,
+                start,
+                MemoryTransport(clients),
+                self._journal,
+                evaluate=(lambda vector: self._trainer.evaluate(vector, sample)) if len(sample) else None,
+                watch=watch,
+            )
+        except ValueError as error:
+            raise ConfigError(f"codec or broadcast does not fit the adapter: {error}") from None
 
     def run(self) -> Iterator[dict[str, Any]]:
         """The rounds that are left, each yielded once it is committed; then the adapter is saved.
@@ -136,14 +145,19 @@ class Simulation:
             self._write_metrics()
             yield metrics
         self.save()
+        report.write(self.folder)
+
+    def measure(self) -> Mapping[str, float]:
+        """Loss and accuracy of the global adapter on all held-out examples, not `data.test_examples` of them."""
+        return self._trainer.evaluate(self.server.state.vector, self._test)
 
     def save(self) -> Path:
         """Write the global adapter in PEFT's format; returns its folder."""
         folder = self.folder / "adapter"
-        self._adapted.adapter(self.server.state.vector).save(folder)
+        self._trainer.adapted.adapter(self.server.state.vector).save(folder)
         if self.labels:
-            (folder / "labels.json").write_text(json.dumps(list(self.labels), indent=1) + "\n")
-        (folder / "README.md").write_text(self._card())
+            write_durably(folder / "labels.json", json.dumps(list(self.labels), indent=1).encode())
+        write_durably(folder / "README.md", self._card().encode())
         return folder
 
     def facts(self) -> dict[str, Any]:
@@ -152,9 +166,9 @@ class Simulation:
             "name": self.folder.name,
             "version": __version__,
             "experiment": self.experiment.model_dump(),
-            "numel": self._adapted.space.numel,
-            "slots": len(self._adapted.space.slots),
-            "base_sha256": self._adapted.space.base,
+            "numel": self.space.numel,
+            "slots": len(self.space.slots),
+            "base_sha256": self.space.base,
             "labels": len(self.labels),
             "test_examples": self.test_size,
             "sites": {
@@ -163,16 +177,6 @@ class Simulation:
             },
             "before": dict(self.server.before()),
         }
-
-    def _claim_folder(self) -> None:
-        """Keep the experiment beside its run; a run is taken up by the experiment that began it, with other rounds."""
-        path = self.folder / "config.yaml"
-        if path.exists():
-            began, now = config.load(path).model_dump(), self.experiment.model_dump()
-            for key in began.keys() - {"rounds"}:
-                if began[key] != now[key]:
-                    raise JournalError(f"{self.folder} is of another run: {key} was {began[key]!r}, now {now[key]!r}")
-        write_durably(path, self.experiment.to_yaml().encode())
 
     def __enter__(self) -> "Simulation":
         return self
@@ -213,13 +217,27 @@ def simulate(
     Args:
         experiment: as an object, as the dictionary that a YAML holds, or None for the demo.
         folder: of the run.
+
+    Raises:
+        ConfigError: the experiment, its model or its data cannot be used.
+        JournalError: the folder is of another run, or in use.
+        RunError: the run cannot go on.
     """
     if not isinstance(experiment, Experiment):
-        experiment = Experiment.model_validate(experiment or {})
+        experiment = config.validate(experiment or {})
     with Simulation(experiment, Path(folder)) as simulation:
         for _ in simulation.run():
             pass
         return simulation.server.history()
+
+
+def make_trainer(experiment: Experiment, corpus: data.Corpus) -> FirstOrderTrainer:
+    """The resident model of an experiment, with its adapter as every site draws it."""
+    model, seed = experiment.model, experiment.seed
+    base = load_base(model.name, model.task, corpus.labels, Stream(seed, Purpose.INIT, 1))
+    peft = adapters.for_task(adapters.parse_config(experiment.peft), model.task)
+    adapted = AdaptedModel(base.model, peft, base.sha256, base.name, Stream(seed, Purpose.INIT, 2))
+    return FirstOrderTrainer(base, adapted, model.task, model.max_length, model.device, model.dtype)
 
 
 def new_folder(runs: Path, name: str) -> Path:
@@ -248,9 +266,14 @@ def resume(run: str, rounds: int | None = None, runs: Path = Path("runs")) -> tu
     return config.load(folder / "config.yaml", [f"rounds={rounds}"] if rounds else []), folder
 
 
+def _named(summaries: Sequence[data.SiteSummary]) -> list[Site]:
+    width = len(str(len(summaries)))
+    return [Site(f"site-{i:0{width}}", s.size, s.label_counts) for i, s in enumerate(summaries, 1)]
+
+
 def _subset(examples: tuple[data.Example, ...], experiment: Experiment) -> tuple[data.Example, ...]:
     wanted = experiment.data.test_examples
     if not wanted or wanted >= len(examples):
         return examples
-    chosen = sorted(Stream(experiment.seed, Purpose.SPLIT, 1).permutation(len(examples))[:wanted].tolist())
+    chosen = sorted(Stream(experiment.seed, Purpose.SPLIT, part=1).permutation(len(examples))[:wanted].tolist())
     return tuple(examples[i] for i in chosen)

@@ -110,13 +110,13 @@ def others(x: Float[Tensor, " d"], repeats: int) -> list[dict[str, Any]]:
         out = io.BytesIO()
         out.write(index.int().numpy().tobytes())
         out.write((x[index] < 0).numpy().tobytes())
+        out.write(x[index].abs().mean().numpy().tobytes())
         return out.getvalue()
 
     def from_top(data: bytes) -> Tensor:
-        k = len(data) // 5
+        k, scale = len(data) // 5, float(torch.frombuffer(bytearray(data[-4:]), dtype=torch.float32))
         index = torch.frombuffer(bytearray(data[: 4 * k]), dtype=torch.int32).long()
-        sign = torch.frombuffer(bytearray(data[4 * k :]), dtype=torch.uint8).float()
-        scale = float(x[index].abs().mean())
+        sign = torch.frombuffer(bytearray(data[4 * k : 5 * k]), dtype=torch.uint8).float()
         return torch.zeros_like(x).index_copy(0, index, scale * (1 - 2 * sign))
 
     rows = []

@@ -22,8 +22,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def show(title: str, rows: Sequence[Mapping[str, Any]], options: argparse.Namespace, columns: Sequence[str]) -> None:
-    """Print some columns of the rows, and write all of them where `--json` says."""
+def show(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    options: argparse.Namespace,
+    columns: Sequence[str],
+    more: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Print some columns of the rows, and `more` rows made of them; write the rows where `--json` says."""
     console = Console() if Console().is_terminal else Console(width=200)
     console.print(f"[bold]{title}[/], seed {options.seed}{', --quick' if options.quick else ''}")
     versions = ", ".join(f"{name} {version(name)}" for name in ("fedpeft", "torch", "numba", "numpy", "peft"))
@@ -31,7 +37,7 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], options: argparse.Namesp
     table = Table(box=None, header_style="bold", padding=(0, 2), pad_edge=False)
     for column in columns:
         table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right", no_wrap=True)
-    for row in rows:
+    for row in (*rows, *more):
         table.add_row(*(_text(row.get(column)) for column in columns))
     console.print(table)
     if options.json:

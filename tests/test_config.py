@@ -85,3 +85,13 @@ def test_a_missing_file_is_said() -> None:
 def test_the_schema_is_the_readmes(tmp_path: Path) -> None:
     raw = yaml.safe_load(Experiment().to_yaml())
     assert set(raw) == set(Experiment.model_fields)
+
+
+def test_an_override_of_an_expression_is_taken_as_it_is_written() -> None:
+    text = 'per_slot({"lora_A": Uniform(bits=4)}, default=Ternary(density=0.2))'
+    assert load(None, [f"codec={text}"]).codec == text
+    assert load(None, ["name=1", "seed=3", "training.learning_rate=1e-3"]).name == "1"
+
+
+def test_an_object_stands_for_its_expression() -> None:
+    assert Experiment(codec=Ternary(density=0.1)).plan().codec == Ternary(density=0.1)

@@ -60,7 +60,7 @@ def test_other_methods_federate_unchanged(tmp_path: Path, method: str) -> None:
 
 
 def test_more_sites_than_examples_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data.partition: .*expected 1 to 8"):
+    with pytest.raises(ConfigError, match=r"do not fit: sites: expected 1 to 8"):
         run(tmp_path, sites=1000)
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("run", "round", "client", "seed", "space", "broadcasts", "codec", "settings", "counted")
+    __slots__ = ("run", "round", "client", "seed", "space", "broadcasts", "codec", "settings", "counted", "refused")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class Task(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     COUNTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     run: bytes
     round: int
     client: int
@@ -26,7 +27,8 @@ class Task(_message.Message):
     codec: str
     settings: Settings
     counted: int
-    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., client: _Optional[int] = ..., seed: _Optional[int] = ..., space: _Optional[str] = ..., broadcasts: _Optional[_Iterable[_Union[Broadcast, _Mapping]]] = ..., codec: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., counted: _Optional[int] = ...) -> None: ...
+    refused: int
+    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., client: _Optional[int] = ..., seed: _Optional[int] = ..., space: _Optional[str] = ..., broadcasts: _Optional[_Iterable[_Union[Broadcast, _Mapping]]] = ..., codec: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., counted: _Optional[int] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class Broadcast(_message.Message):
     __slots__ = ("from_round", "to_round", "codec", "payload")

@@ -100,7 +100,7 @@ class PerSlot(Codec):
 
 def _apart(ctx: Context, group: int) -> Context:
     """The context of a group: streams of its own, also where groups are nested."""
-    return replace(ctx, part=64 * ctx.part + group + 1)
+    return replace(ctx, part=1024 * ctx.part + group + 1)
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,9 @@ class ErrorFeedback:
     no codec itself: the residual e is the one state of compression, it belongs to the client, and the server decodes
     with `codec` alone. `decay` < 1 forgets (SparseLoCo, 2025, arXiv 2508.15706).
 
+    The residual stays bounded where the codec shrinks what it loses: `Ternary` with `scale="mean"` does, at any density;
+    with "norm" or "unbiased" at low density it grows, and `decay` < 1 is then needed.
+
     Args:
         codec: what encodes.
         decay: share of the residual that is carried over, in [0, 1].

@@ -22,7 +22,7 @@ LARGEST = 65504.0  # of fp16
 
 def advance(public: Float[Tensor, " d"], decoded: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     """The public adapter after a step, on the server and on every site alike."""
-    return (public + decoded).half().float()
+    return (public + decoded).clamp(-LARGEST, LARGEST).half().float()
 
 
 def pack(parts: Parts, codec: Codec, space: Space, run: bytes, ctx: Context) -> bytes:
@@ -41,6 +41,12 @@ def unpack(payload: bytes, codec: Codec, space: Space, run: bytes, ctx: Context)
     if not kernels.all_finite(vector.numpy()):
         raise PayloadError(Defect.NON_FINITE, f"{codec!r} decoded to infinity or NaN")
     return vector
+
+
+def largest(codec: Codec, space: Space) -> int:
+    """The most bytes that a payload of this codec can have."""
+    header = wire.Header(space.fingerprint, bytes(16), 1 << 31, 1 << 31, repr(codec), space.numel)
+    return wire.largest(codec.layout(space), header)
 
 
 def whole(public: Float[Tensor, " d"], space: Space, run: bytes, round_number: int) -> bytes:

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,12 +16,14 @@ from torch import Tensor
 from fedpeft import codecs
 from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import Codec, Context, ErrorFeedback
+from fedpeft.durable import read_sealed, write_sealed
 from fedpeft.errors import ConfigError, FedpeftError, Reason, RefusedError, RunError, SpaceError
 from fedpeft.federation import broadcast
-from fedpeft.federation.journal import read_sealed, write_sealed
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
 from fedpeft.training import Encoded, Job, Settings, Trainer
+
+_LONGEST_TRACE = 30_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,9 @@ class Client:
         except RefusedError as error:
             return _refusal(task, error.reason, error.detail)
         except Exception as error:
-            failure = pb.Failure(error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+            failure = pb.Failure(
+                error=f"{type(error).__name__}: {error}", trace=traceback.format_exc()[-_LONGEST_TRACE:]
+            )
             return pb.Reply(run=task.run, round=task.round, failure=failure).SerializeToString()
 
     def _answer(self, task: pb.Task) -> bytes:
@@ -173,9 +177,15 @@ class Client:
             raise RefusedError(Reason.OTHER_SPACE, str(error)) from None
 
     def _reclaim(self, state: ClientState, task: pb.Task) -> ClientState:
-        """An update that the server did not count (late, refused, lost) goes back into the residual."""
-        if state.replied in (0, task.counted):
+        """An update that the server did not count (late, lost) goes back into the residual.
+
+        One that it refused for what is in it (a norm beyond the cap, say) would be refused for ever: error feedback
+        begins anew.
+        """
+        if state.replied <= task.counted:
             return state
+        if state.replied == task.refused:
+            return replace(state, residual=torch.zeros_like(state.residual))
         codec = self._codec(state.codec)
         if not isinstance(codec, ErrorFeedback):
             return state
@@ -218,8 +228,11 @@ class Client:
 
     def _job(self, task: pb.Task, start: Float[Tensor, " d"]) -> Job:
         s = task.settings
-        labels: Literal["all", "own"] = "own" if s.labels == "own" else "all"
-        settings = Settings(s.local_steps, s.batch_size, s.learning_rate, s.weight_decay, s.clip_norm, labels)
+        labels: Any = s.labels
+        try:
+            settings = Settings(s.local_steps, s.batch_size, s.learning_rate, s.weight_decay, s.clip_norm, labels)
+        except ValueError as error:
+            raise RefusedError(Reason.POLICY, f"settings: {error}") from None
         order = Stream(task.seed, Purpose.DATA, task.round, task.client)
         return Job(start, self._data, settings, order, replace(order, purpose=Purpose.DROPOUT))
 

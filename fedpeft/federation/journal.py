@@ -14,37 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fedpeft.durable import flush_folder, write_durably
 from fedpeft.errors import JournalError
 
 _DIGEST = 16
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Put a file in place whole or not at all: temporary file, flush to disk, rename, flush the folder."""
-    scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    _flush_folder(path.parent)
-
-
-def write_sealed(path: Path, data: bytes) -> None:
-    """`write_durably` with a SHA-256 in front, for files that are not named by their hash."""
-    write_durably(path, hashlib.sha256(data).digest() + data)
-
-
-def read_sealed(path: Path) -> bytes:
-    """What `write_sealed` wrote.
-
-    Raises:
-        JournalError: the file is damaged.
-    """
-    raw = path.read_bytes()
-    if hashlib.sha256(raw[32:]).digest() != raw[:32]:
-        raise JournalError(f"{path}: the content is not what its checksum says; restore it from a backup or delete it")
-    return raw[32:]
 
 
 class Journal:
@@ -76,7 +49,7 @@ class Journal:
         for record in self.records:
             self._index(record)
         self._log = (folder / "log.jsonl").open("ab")
-        _flush_folder(folder)
+        flush_folder(folder)
 
     def append(self, kind: str, /, **fields: Any) -> None:
         """Add a record; it is on the disk when this returns."""
@@ -169,11 +142,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     record: dict[str, Any] = json.loads(text)
     return record
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

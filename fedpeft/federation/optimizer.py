@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft import expressions
+from fedpeft.errors import ConfigError
 
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # no algorithm; asks for the loss again; for sparse gradients alone
 _NAMES = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name not in _UNFIT}
@@ -31,7 +32,10 @@ class ServerOptimizer:
     expression: str = "SGD(lr=1.0)"
 
     def __post_init__(self) -> None:
-        self._make(torch.nn.Parameter(torch.zeros(1)))
+        try:
+            self.step(torch.zeros(1), torch.zeros(1), {})
+        except (AssertionError, RuntimeError, TypeError) as error:
+            raise ConfigError(f"{self.expression!r} cannot step on the CPU: {error}") from None
 
     def step(
         self, vector: Float[Tensor, " d"], delta: Float[Tensor, " d"], state: Mapping[str, Tensor]

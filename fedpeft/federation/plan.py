@@ -28,6 +28,9 @@ class Plan:
         deadline_s: seconds that a round waits for replies.
         largest_norm: an update of a larger L2 norm is refused.
         largest_weight: an update of a larger weight is refused.
+
+    Raises:
+        ValueError: a number is out of range, or the strategy is no sum.
     """
 
     rounds: int
@@ -43,6 +46,23 @@ class Plan:
     deadline_s: float = 3600.0
     largest_norm: float = 1e4
     largest_weight: float = 1e9
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("rounds", 1, 1 << 31),
+            ("seed", -(1 << 63), (1 << 63) - 1),
+            ("cohort", 0, 1 << 31),
+            ("quorum", 1e-9, 1),
+            ("deadline_s", 0, math.inf),
+            ("largest_norm", 0, math.inf),
+            ("largest_weight", 0, math.inf),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie in [{low}, {high}], got {getattr(self, name)}")
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise ValueError(f"schedule must be 'constant', 'cosine' or 'linear', got {self.schedule!r}")
+        if not self.strategy.additive:
+            raise ValueError(f"{self.strategy} is no sum over clients, and the server folds updates one at a time")
 
     @property
     def update_codec(self) -> Codec:
@@ -62,4 +82,4 @@ class Plan:
 
     def needed(self, asked: int) -> int:
         """How many of the clients asked must be counted."""
-        return max(1, math.ceil(self.quorum * asked))
+        return max(1, math.ceil(self.quorum * asked - 1e-9))

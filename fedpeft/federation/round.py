@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,6 +22,10 @@ from fedpeft.federation.transport import Arrival, NodeId, Transport
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
 from fedpeft.strategies import Fold, Update
+
+_FINAL = (Reason.BAD_PAYLOAD, Reason.FAILED, Reason.POLICY, Reason.OTHER_SPACE, Reason.OTHER_RUN, Reason.OTHER_ROUND)
+_METRICS = ("loss", "train_s", "encode_s")
+_REPLY_FRAMING = 1 << 16  # metrics, or a failure's traceback
 
 Watch: TypeAlias = Callable[[NodeId, str], None]
 Record: TypeAlias = dict[str, Any]
@@ -66,12 +70,18 @@ class Round:
             self._open(step)
         self._cohort: Sequence[NodeId] = self._journal.of("OPEN", self.number)[0]["cohort"]
         self._numbers = _numbers(self._journal, self.number)
+        self._largest_reply = _REPLY_FRAMING + broadcast.largest(self._plan.update_codec, self._space)
         self._whole = broadcast.whole(self.public, self._space, state.run, self.number)
 
     @property
     def accepted(self) -> list[Record]:
         """The updates that are counted, in node order."""
         return sorted(self._journal.of("ACCEPT", self.number), key=lambda record: str(record["node"]))
+
+    @property
+    def spoilt(self) -> set[NodeId]:
+        """The nodes whose update was refused for what was in it."""
+        return {r["node"] for r in self._refused() if r["why"].startswith(Reason.BAD_PAYLOAD)}
 
     def collect(self) -> None:
         """Ask who has not answered yet, and close; a site that lost the adapter is asked again with the whole of it.
@@ -83,22 +93,24 @@ class Round:
         if self._journal.of("CLOSE", self.number):
             return
         until = time.monotonic() + self._plan.deadline_s
-        done = {record["node"] for record in self.accepted}
+        refused = self._refused()
+        done = {record["node"] for record in self.accepted} | {r["node"] for r in refused if r["final"]}
+        lost = {record["node"] for record in refused if record["why"].startswith(Reason.STALE_ADAPTER)}
         asked = [node for node in self._cohort if node not in done]
-        failures: dict[NodeId, str] = {}
-        held = self._state.counted
         while asked:
-            requests = {node: self._task(node, held.get(node, 0)) for node in asked}
+            requests = {
+                node: self._task(node, 0 if node in lost else self._state.counted.get(node, 0)) for node in asked
+            }
+            self._journal.append("ASK", round=self.number, bytes={node: len(data) for node, data in requests.items()})
             stale = set()
             for arrival in self._setting.transport.exchange(requests, max(0.0, until - time.monotonic())):
-                late = time.monotonic() > until
-                refused = self._receive(arrival, len(requests.get(arrival.node, b"")), late, failures)
-                self._setting.watch(arrival.node, str(refused) if refused else "counted")
-                if refused and refused.reason is Reason.STALE_ADAPTER and held.get(arrival.node):
+                error = self._receive(arrival, late=time.monotonic() > until)
+                self._setting.watch(arrival.node, str(error) if error else "counted")
+                if error and error.reason is Reason.STALE_ADAPTER and arrival.node not in lost:
                     stale.add(arrival.node)
-            held = {node: round_ for node, round_ in held.items() if node not in stale}
+            lost |= stale
             asked = sorted(stale)
-        self._check_quorum(failures)
+        self._check_quorum()
         self._journal.append("CLOSE", round=self.number)
 
     def merged(self) -> Float[Tensor, " d"]:
@@ -113,10 +125,13 @@ class Round:
         """The public adapter of the round, and the step that leads to it (none leads to the first)."""
         if self.number == 1:
             return broadcast.advance(self._state.vector, torch.zeros(())), b""
-        codec, ctx = self._plan.broadcast, Context(self._plan.seed, self.number)
-        parts = codec.encode(self._state.vector - self._state.public, self._space, ctx)
-        public = broadcast.advance(self._state.public, codec.decode(parts, self._space, ctx))
-        return public, broadcast.pack(parts, codec, self._space, self._state.run, ctx)
+        run, codec, ctx = self._state.run, self._plan.broadcast, Context(self._plan.seed, self.number)
+        if opened := self._journal.of("OPEN", self.number):
+            step = self._journal.get(opened[0]["step"])
+        else:
+            missing = (self._state.vector - self._state.public).clamp(-broadcast.LARGEST, broadcast.LARGEST)
+            step = broadcast.pack(codec.encode(missing, self._space, ctx), codec, self._space, run, ctx)
+        return broadcast.advance(self._state.public, broadcast.unpack(step, codec, self._space, run, ctx)), step
 
     def _open(self, step: bytes) -> None:
         nodes = sorted(self._setting.transport.nodes())
@@ -144,6 +159,7 @@ class Round:
             seed=self._plan.seed,
             codec=repr(self._plan.codec),
             counted=self._state.counted.get(node, 0),
+            refused=self._state.refused.get(node, 0),
             settings=pb.Settings(
                 local_steps=settings.local_steps,
                 batch_size=settings.batch_size,
@@ -167,39 +183,38 @@ class Round:
             task.broadcasts.add(to_round=self.number, codec=repr(broadcast.WHOLE), payload=self._whole)
         return task.SerializeToString(deterministic=True)
 
-    def _receive(
-        self, arrival: Arrival, down_bytes: int, late: bool, failures: dict[NodeId, str]
-    ) -> RefusedError | None:
-        """Count a reply, or say why not; nothing is kept of a reply that is refused."""
-        traffic = {"up_bytes": len(arrival.data), "down_bytes": down_bytes}
+    def _receive(self, arrival: Arrival, late: bool) -> RefusedError | None:
+        """Count a reply, or write down why not; of an update that is refused nothing else is kept."""
+        facts: Record = {"round": self.number, "node": arrival.node, "up_bytes": len(arrival.data)}
         try:
             if late:
                 raise RefusedError(Reason.LATE, f"round {self.number} waits {self._plan.deadline_s:g} s for replies")
-            update = self._update(arrival, asked=bool(down_bytes), failures=failures)
-        except RefusedError as refused:
-            why = str(refused)
-            self._journal.append("REFUSE", round=self.number, node=arrival.node, why=why, **traffic)
-            return refused
-        metrics: Mapping[str, float] = {n: value for n, value in sorted(update.metrics.items()) if math.isfinite(value)}
-        self._journal.append(
-            "ACCEPT",
-            round=self.number,
-            node=arrival.node,
-            payload=self._journal.put(update.payload),
-            weight=update.weight,
-            metrics=metrics,
-            **traffic,
-        )
+            update = self._update(arrival)
+        except RefusedError as error:
+            # Who is done with is not asked again when the round is taken up; the others' own reply may still come.
+            final = error.reason in _FINAL or late
+            trace = error.trace if isinstance(error, _FailedError) else ""
+            attempt = len(self._journal.of("FAIL", self.number))
+            self._journal.append("REFUSE", why=str(error), final=final, attempt=attempt, trace=trace, **facts)
+            return error
+        metrics = {name: update.metrics[name] for name in _METRICS if abs(update.metrics.get(name, math.inf)) < 1e9}
+        payload = self._journal.put(update.payload)
+        self._journal.append("ACCEPT", payload=payload, weight=update.weight, metrics=metrics, **facts)
         return None
 
-    def _update(self, arrival: Arrival, asked: bool, failures: dict[NodeId, str]) -> pb.Update:
+    def _update(self, arrival: Arrival) -> pb.Update:
         """The update in a reply, checked to the last bit."""
+        if len(arrival.data) > self._largest_reply:
+            raise RefusedError(
+                Reason.BAD_PAYLOAD,
+                f"{Defect.TOO_LARGE.value}: a reply has at most {self._largest_reply} bytes, got {len(arrival.data)}",
+            )
         reply = pb.Reply()
         try:
             reply.ParseFromString(arrival.data)
         except DecodeError as error:
             raise RefusedError(Reason.BAD_PAYLOAD, f"the reply is not readable: {error}") from None
-        if not asked:
+        if arrival.node not in self._cohort:
             raise RefusedError(Reason.NOT_ASKED, f"node {arrival.node!r} is not in the cohort of round {self.number}")
         if any(record["node"] == arrival.node for record in self._journal.of("ACCEPT", self.number)):
             raise RefusedError(Reason.DUPLICATE, f"node {arrival.node!r} was counted in round {self.number} already")
@@ -217,8 +232,7 @@ class Round:
                 reasons = [reason for reason in Reason if reason.value == reply.refusal.reason]
                 raise RefusedError(reasons[0] if reasons else Reason.POLICY, reply.refusal.detail[:2000])
             case "failure":
-                failures[arrival.node] = reply.failure.trace[:100_000]
-                raise RefusedError(Reason.FAILED, reply.failure.error[:2000])
+                raise _FailedError(reply.failure.error[:2000], reply.failure.trace)
         raise RefusedError(Reason.BAD_PAYLOAD, "the reply holds no result")
 
     def _check(self, node: NodeId, update: pb.Update) -> None:
@@ -237,16 +251,32 @@ class Round:
         ctx = Context(self._plan.seed, self.number, self._numbers[node])
         return broadcast.unpack(payload, self._plan.update_codec, self._space, self._state.run, ctx)
 
-    def _check_quorum(self, failures: Mapping[NodeId, str]) -> None:
+    def _refused(self) -> list[Record]:
+        """The refusals of this attempt: one that ends below quorum makes all of them void."""
+        attempt = len(self._journal.of("FAIL", self.number))
+        return [record for record in self._journal.of("REFUSE", self.number) if record["attempt"] == attempt]
+
+    def _check_quorum(self) -> None:
         counted, asked = len(self.accepted), len(self._cohort)
         need = self._plan.needed(asked)
         if counted >= need:
             return
-        if failures:
-            raise SiteError(*min(failures.items()))
-        refused = [f"{record['node']}: {record['why']}" for record in self._journal.of("REFUSE", self.number)]
-        reasons = "; ".join(refused) or f"nobody else answered within {self._plan.deadline_s:g} s"
+        refused = self._refused()
+        self._journal.append("FAIL", round=self.number)
+        for record in refused:
+            if record["trace"]:
+                raise SiteError(record["node"], record["trace"])
+        reasons = "; ".join(f"{record['node']}: {record['why']}" for record in refused)
+        reasons = reasons or f"nobody else answered within {self._plan.deadline_s:g} s"
         raise QuorumError(f"round {self.number}: {counted} of {asked} clients were counted, {need} needed: {reasons}")
+
+
+class _FailedError(RefusedError):
+    """A reply that says that the site failed, with the site's own traceback."""
+
+    def __init__(self, error: str, trace: str) -> None:
+        super().__init__(Reason.FAILED, error)
+        self.trace = trace
 
 
 def kept_steps(journal: Journal, number: int, space: Space) -> list[Record]:

@@ -82,6 +82,7 @@ class Server:
             run=state.run.hex(),
             space=self._journal.put(self._space.to_json().encode()),
             state=self._journal.put(state.to_bytes()),
+            plan=self._rules(),
             before=self._scores(start),
         )
         return state
@@ -92,7 +93,13 @@ class Server:
             Space.from_json(self._journal.get(first["space"]).decode()).check(self._space)
         except SpaceError as error:
             raise JournalError(f"{self._journal.folder} is of another run: {error}") from None
+        if first["plan"] != self._rules():
+            raise JournalError(f"{self._journal.folder} is of another run: it began as {first['plan']}")
         return ServerState.from_bytes(self._journal.get(self._last_state()))
+
+    def _rules(self) -> str:
+        """The plan, whose number of rounds alone may change."""
+        return repr(replace(self._plan, rounds=1))
 
     def _last_state(self) -> str:
         """Digest of the state that was last committed."""
@@ -117,6 +124,7 @@ class Server:
             public=current.public,
             optimizer=optimizer,
             counted=self.state.counted | {record["node"]: current.number for record in accepted},
+            refused=self.state.refused | dict.fromkeys(current.spoilt, current.number),
         )
         folded = time.perf_counter()
         scores = self._scores(vector)
@@ -128,32 +136,46 @@ class Server:
 
     def _commit(self, state: ServerState, metrics: Record) -> None:
         """Write the new state down, then forget what no resumption can need."""
-        previous, digest = self._last_state(), self._journal.put(state.to_bytes())
+        digest = self._journal.put(state.to_bytes())
         self._journal.append("COMMIT", round=state.round, state=digest, metrics=metrics)
         self.state = state
         steps = {record["step"] for record in kept_steps(self._journal, state.round, self._space)}
-        self._journal.keep_only(steps | {digest, previous, self._journal.records[0]["space"]})
+        self._journal.keep_only(steps | {digest, self._journal.records[0]["space"]})
 
     def _metrics(self, number: int, accepted: Sequence[Record], scores: Mapping[str, float]) -> Record:
-        """The row of a round; bytes are those of whole messages, as sent, refused ones too."""
-        traffic = self._journal.of("ACCEPT", number) + self._journal.of("REFUSE", number)
-        weights = sum(record["weight"] for record in accepted)
-        dense = 4 * self._space.numel * len(accepted)
+        """The row of a round; bytes are those of whole messages as sent, refused and repeated ones too.
+
+        The fp32 baseline is 4 bytes a parameter, once for each site asked and once for each update counted.
+        """
+        asks = [record["bytes"] for record in self._journal.of("ASK", number)]
+        arrived = self._journal.of("ACCEPT", number) + self._journal.of("REFUSE", number)
+        weights, dense = sum(record["weight"] for record in accepted), 4 * self._space.numel
+
+        def total(name: str) -> float:
+            return float(sum(max(0.0, record["metrics"].get(name, 0.0)) for record in accepted))
+
         return {
             "round": number,
             "loss": scores.get("loss"),
             "accuracy": scores.get("accuracy"),
             "train_loss": sum(r["weight"] * r["metrics"].get("loss", 0.0) for r in accepted) / weights,
             "learning_rate": self._plan.learning_rate(number),
-            "up_bytes": sum(record["up_bytes"] for record in traffic),
-            "down_bytes": sum(record["down_bytes"] for record in traffic),
-            "up_bytes_fp32": dense,
-            "down_bytes_fp32": dense,
+            "up_bytes": sum(record["up_bytes"] for record in arrived),
+            "down_bytes": sum(sum(ask.values()) for ask in asks),
+            "up_bytes_fp32": dense * len(accepted),
+            "down_bytes_fp32": dense * len({node for ask in asks for node in ask}),
             "counted": len(accepted),
-            "refused": len(traffic) - len(accepted),
-            "train_s": sum(record["metrics"].get("train_s", 0.0) for record in accepted),
-            "encode_s": sum(record["metrics"].get("encode_s", 0.0) for record in accepted),
-            "sites": {r["node"]: {key: r[key] for key in ("up_bytes", "down_bytes", "weight")} for r in accepted},
+            "refused": len(arrived) - len(accepted),
+            "train_s": total("train_s"),
+            "encode_s": total("encode_s"),
+            "sites": {
+                record["node"]: {
+                    "up_bytes": record["up_bytes"],
+                    "down_bytes": sum(ask.get(record["node"], 0) for ask in asks),
+                    "weight": record["weight"],
+                }
+                for record in accepted
+            },
         }
 
     def _scores(self, vector: Float[Tensor, " d"]) -> dict[str, float]:

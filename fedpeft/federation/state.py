@@ -22,6 +22,7 @@ class ServerState:
         public: the adapter that the sites held in that round (`fedpeft.federation.broadcast`), shape (d,).
         optimizer: state of the server optimizer.
         counted: the last round in which each node's update was counted, and whose public adapter it therefore holds.
+        refused: the last round in which each node's update was refused for what was in it.
     """
 
     run: bytes
@@ -30,10 +31,11 @@ class ServerState:
     public: Float[Tensor, " d"]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """A safetensors file; the same state gives the same bytes."""
-        facts = {"run": self.run.hex(), "round": self.round, "counted": self.counted}
+        facts = {"run": self.run.hex(), "round": self.round, "counted": self.counted, "refused": self.refused}
         text = json.dumps(facts, sort_keys=True).encode()
         tensors = {"facts": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
         tensors |= {"vector": self.vector, "public": self.public}
@@ -52,4 +54,5 @@ class ServerState:
             public=tensors.pop("public"),
             optimizer={name.removeprefix(_OPTIMIZER): tensor for name, tensor in tensors.items()},
             counted=facts["counted"],
+            refused=facts["refused"],
         )

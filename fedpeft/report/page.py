@@ -9,7 +9,7 @@ from string import Template
 
 import matplotlib
 
-from fedpeft.federation.journal import write_durably
+from fedpeft.durable import write_durably
 from fedpeft.report import bars, curves, words
 from fedpeft.report.drawing import LOOK
 from fedpeft.report.run import Run, read

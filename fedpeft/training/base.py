@@ -21,7 +21,10 @@ class Settings:
         weight_decay: of AdamW, decoupled.
         clip_norm: bound on the gradient's norm; 0 for none.
         labels: "own": a classifier's softmax runs over the labels that the site's data has, so that a site does not
-            push down classes it has never seen; "all": over all.
+            push down classes it has never seen (over all where it has a single one); "all": over all.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     local_steps: int = 10
@@ -30,6 +33,19 @@ class Settings:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     labels: Literal["all", "own"] = "all"
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("local_steps", 1, 100_000),
+            ("batch_size", 1, 100_000),
+            ("learning_rate", 0.0, 1e6),
+            ("weight_decay", 0.0, 1e6),
+            ("clip_norm", 0.0, 1e30),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie in [{least}, {most:g}], got {getattr(self, name)}")
+        if self.labels not in ("all", "own"):
+            raise ValueError(f"labels must be 'all' or 'own', got {self.labels!r}")
 
 
 @dataclass(frozen=True, eq=False)

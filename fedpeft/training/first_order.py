@@ -52,32 +52,38 @@ class FirstOrderTrainer:
         """Tokenise once what is trained or evaluated on many times.
 
         Raises:
-            DataError: an example has no label for a classifier, or no token is left to learn from.
+            DataError: an example has no label for a classifier, or no token to learn.
         """
         if self.task == "causal-lm":
             return self._encode_text(examples)
         for i, example in enumerate(examples):
             if example.label is None:
-                raise DataError(f"example {i} has no label, which sequence classification needs: {example.text[:60]!r}")
+                raise DataError(f"example {i} has no label, which sequence classification needs")
         texts = [example.text for example in examples]
         ids = self._tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"] if texts else []
         targets = tuple(int(example.label) for example in examples if example.label is not None)
         return Encoded(tuple(map(tuple, ids)), targets, tuple(sorted(set(targets))))
 
     def _encode_text(self, examples: Sequence[Example]) -> Encoded:
+        """Begin token, prompt, text, end token; no loss is taken on what the model is given.
+
+        What is too long loses the end of its text, then the beginning of its prompt.
+        """
+        begin, end = (
+            [] if token is None else [token] for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+        )
         tokens, targets = [], []
         for i, example in enumerate(examples):
-            prompt = self._tokenizer(example.prompt)["input_ids"] if example.prompt else []
-            rest = self._tokenizer(example.text, add_special_tokens=not prompt)["input_ids"]
-            both = (prompt + rest)[: self.max_length]
-            wanted = ([_IGNORED] * len(prompt) + rest)[: self.max_length]
-            if all(target == _IGNORED for target in wanted[1:]):
-                raise DataError(
-                    f"example {i}: {len(prompt)} prompt tokens leave nothing to learn within {self.max_length}; "
-                    "raise max_length or shorten the prompt"
-                )
-            tokens.append(tuple(both))
-            targets.append(tuple(wanted))
+            prompt, text = (
+                self._tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+                for part in (example.prompt, example.text)
+            )
+            learnt = (text + end)[: self.max_length - len(begin) - bool(prompt)]
+            given = begin + prompt[max(0, len(prompt) - (self.max_length - len(begin) - len(learnt))) :]
+            if len(given) + len(learnt) < 2 or not learnt:
+                raise DataError(f"example {i} has no token to learn; give it a text")
+            tokens.append(tuple(given + learnt))
+            targets.append((_IGNORED,) * len(given) + tuple(learnt))
         return Encoded(tuple(tokens), tuple(targets))
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
@@ -85,11 +91,12 @@ class FirstOrderTrainer:
         for job in jobs:
             yield self._train(job)
 
-    def evaluate(self, vector: Float[Tensor, " d"], data: Encoded, batch_size: int = 64) -> Mapping[str, float]:
+    def evaluate(self, vector: Float[Tensor, " d"], data: Encoded) -> Mapping[str, float]:
         """Mean loss (nats; per token for a language model) and accuracy of an adapter on examples."""
         self.adapted.write(vector)
         self.adapted.model.eval()
         order = np.argsort([len(tokens) for tokens in data.tokens], kind="stable")
+        batch_size = {"sequence-classification": 64, "causal-lm": 8}[self.task]  # logits of a text are vocabulary-wide
         loss = hits = count = 0.0
         with torch.inference_mode():
             for begin in range(0, len(order), batch_size):
@@ -106,15 +113,14 @@ class FirstOrderTrainer:
         self.adapted.model.train()
         parameters = self.adapted.parameters()
         optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        own = (
-            torch.tensor(job.data.labels, device=self.device) if settings.labels == "own" and job.data.labels else None
-        )
+        own = torch.tensor(job.data.labels if settings.labels == "own" and len(job.data.labels) > 1 else ())
         losses = []
         with scoped_torch_generator(job.dropout, self.device):
             for rows in _batches(job.data, settings.local_steps, settings.batch_size, job.order):
                 logits, targets = self._forward(job.data, rows)
-                if own is not None:
-                    logits = torch.full_like(logits, -1e4).index_copy(1, own, logits.index_select(1, own))
+                if len(own):
+                    foreign = torch.ones(logits.shape[1], dtype=torch.bool).index_fill(0, own, value=False)
+                    logits = logits.masked_fill(foreign.to(self.device), float("-inf"))
                 loss = functional.cross_entropy(logits, targets, ignore_index=_IGNORED)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -153,18 +159,24 @@ class FirstOrderTrainer:
 
 
 def _batches(data: Encoded, steps: int, batch_size: int, stream: Stream) -> list[np.ndarray]:
-    """Rows of each step: shuffled passes over the data, one after another, cut into batches of like lengths.
+    """Rows of each step: shuffled passes over the data, each cut into batches of like lengths.
 
-    All rows of the call are sorted by length before they are cut, and the batches are shuffled after, so that little
-    is spent on padding (half the tokens of a step, on the demo's text).
+    The rows of a pass are sorted by length before they are cut, and the batches of the call are shuffled after, so that
+    little is spent on padding (half the tokens of a step, on the demo's text). A pass leaves out the rows that fill no
+    batch, other ones each time, so no row stands in a batch twice; a site with fewer rows than a batch repeats them.
     """
     n = len(data)
     if n == 0:
         raise DataError("the site has no examples to train on")
+    window = max(batch_size, n // batch_size * batch_size)
     wanted = steps * batch_size
-    passes = -(-wanted // n)
+    passes = -(-wanted // window)
     keys = stream.words(2 * (n * passes + steps)).view(np.uint64)
-    rows = np.argsort(keys[: n * passes].reshape(passes, n), axis=1, kind="stable").reshape(-1)[:wanted]
-    lengths = np.array([len(data.tokens[row]) for row in rows])
-    batches = rows[np.argsort(lengths, kind="stable")].reshape(steps, batch_size)
-    return list(batches[np.argsort(keys[n * passes :], kind="stable")])
+    shuffled = np.argsort(keys[: n * passes].reshape(passes, n), axis=1, kind="stable")
+    rows = np.tile(shuffled, (1, -(-window // n)))[:, :window]
+    lengths = np.array([len(tokens) for tokens in data.tokens])
+    batches = []
+    for begin, chosen in zip(range(0, wanted, window), rows, strict=True):
+        kept = chosen[: wanted - begin]
+        batches += list(kept[np.argsort(lengths[kept], kind="stable")].reshape(-1, batch_size))
+    return [batches[i] for i in np.argsort(keys[n * passes :], kind="stable")]

@@ -12,6 +12,7 @@ from fedpeft.wire import coders
 
 VERSION = 1
 _LONGEST_CODEC = 4096
+_OTHER_FIELDS = 64  # the header, and fields that this version does not know
 _PART_FRAMING = 512  # name, sizes, and a frequency table of 256 entries
 
 
@@ -88,7 +89,7 @@ def unpack(data: bytes, expected: Header, layout: Layout) -> Parts:
     cap = largest(layout, expected)
     if len(data) > cap:
         raise PayloadError(Defect.TOO_LARGE, f"at most {cap} bytes can encode this, got {len(data)}")
-    content = _content(data)
+    content = _content(data, most_parts=len(layout))
     _check_header(content.header, expected)
     return _check_parts(content, layout)
 
@@ -105,7 +106,7 @@ def inspect(data: bytes) -> tuple[Header, list[PartSize]]:
     Raises:
         PayloadError: the bytes are no payload, or their checksum is wrong.
     """
-    content = _content(data)
+    content = _content(data, most_parts=1 << 16)
     h = content.header
     if h.version != VERSION:
         raise PayloadError(Defect.VERSION, f"expected version {VERSION}, got {h.version}")
@@ -126,7 +127,7 @@ def _numel(part: Part) -> int:
             return int(values.size)
 
 
-def _content(data: bytes) -> pb.Content:
+def _content(data: bytes, most_parts: int) -> pb.Content:
     if not data:
         raise PayloadError(Defect.EMPTY, "expected a payload, got no bytes")
     payload, content = pb.Payload(), pb.Content()
@@ -138,11 +139,42 @@ def _content(data: bytes) -> pb.Content:
         raise PayloadError(Defect.CHECKSUM, "the content is not what its checksum says; bytes were lost or changed")
     if data != pb.Payload(checksum=payload.checksum, content=payload.content).SerializeToString(deterministic=True):
         raise PayloadError(Defect.MALFORMED, "bytes stand beside checksum and content")
+    if _more_fields_than(most_parts + _OTHER_FIELDS, payload.content):
+        raise PayloadError(Defect.EXTRA_PART, f"expected at most {most_parts} parts, got more")
     try:
         content.ParseFromString(payload.content)
     except DecodeError as error:
         raise PayloadError(Defect.MALFORMED, f"the content is not readable: {error}") from None
     return content
+
+
+def _more_fields_than(most: int, content: bytes) -> bool:
+    """Whether a message has more fields: an empty one takes two bytes on the wire, and far more in memory."""
+    position = count = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while position < len(content):
+            byte = content[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80 or shift > 63:
+                break
+        return value
+
+    while position < len(content) and count <= most:
+        count += 1
+        match varint() & 7:
+            case 0:
+                varint()
+            case 2:
+                length = varint()  # which moves `position`
+                position += length
+            case kind:
+                position += {1: 8, 5: 4}.get(kind, len(content))  # of another kind is nothing that protobuf reads
+    return count > most
 
 
 def _check_header(came: pb.Header, expected: Header) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft.durable import read_sealed, write_durably, write_sealed
 from fedpeft.errors import JournalError
 from fedpeft.federation import Journal
-from fedpeft.federation.journal import read_sealed, write_durably, write_sealed
 
 
 def filled(folder: Path) -> list[dict[str, object]]:

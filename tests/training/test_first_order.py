@@ -126,13 +126,39 @@ def test_clipping_bounds_the_first_step(classifier: FirstOrderTrainer) -> None:
     assert float((results[1] - start).norm()) < float((results[0] - start).norm())
 
 
-@pytest.mark.parametrize(("steps", "batch"), [(1, 4), (7, 5), (50, 8)])
-def test_batches_pass_over_the_data_evenly(classifier: FirstOrderTrainer, steps: int, batch: int) -> None:
-    data = classifier.encode(EXAMPLES)
-    rows = [int(row) for rows in _batches(data, steps, batch, Stream(0, Purpose.DATA, 1, 1)) for row in rows]
-    assert len(rows) == steps * batch
-    counts = torch.bincount(torch.tensor(rows), minlength=len(data))
-    assert int(counts.max() - counts.min()) <= 1
+@pytest.mark.parametrize("size", [5, 20, 60, 96])
+@pytest.mark.parametrize(("steps", "batch"), [(1, 4), (7, 5), (50, 16)])
+def test_batches_pass_over_the_data_evenly_and_hold_no_row_twice(
+    classifier: FirstOrderTrainer, size: int, steps: int, batch: int
+) -> None:
+    data = classifier.encode(EXAMPLES[:size])
+    batches = _batches(data, steps, batch, Stream(0, Purpose.DATA, 1, 1))
+    assert [len(rows) for rows in batches] == [batch] * steps
+    passes = -(-steps * batch // max(batch, size // batch * batch))
+    counts = torch.bincount(torch.tensor([int(row) for rows in batches for row in rows]), minlength=size)
+    assert int(counts.max()) <= passes * -(-batch // size)
+    if size >= batch:
+        assert all(len(set(rows.tolist())) == batch for rows in batches)
+        assert size < 2 * batch or int(counts.min()) > 0 or passes < 3
+
+
+def test_a_site_of_one_label_learns_against_all(classifier: FirstOrderTrainer) -> None:
+    start = classifier.adapted.read()
+    (trained,) = classifier.train([job(classifier, start, EXAMPLES[:20], local_steps=2, labels="own")])
+    assert trained.metrics["loss"] > 0
+    assert not torch.equal(trained.vector, start)
+
+
+def test_a_long_prompt_loses_its_beginning_and_a_text_ends_with_the_end_token(writer: FirstOrderTrainer) -> None:
+    (tokens,) = writer.encode([Example("blue", prompt="rose " * 30 + "sky is")]).tokens
+    assert len(tokens) == 16
+    assert tokens[-3:] == tuple(tiny.WORDS.index(word) for word in ("sky", "is", "blue"))
+    writer._tokenizer.eos_token = "today"
+    try:
+        data = writer.encode([Example("blue", prompt="sky is")])
+        assert data.tokens[0][-1] == data.targets[0][-1] == tiny.WORDS.index("today")
+    finally:
+        writer._tokenizer.eos_token = None
 
 
 def test_bfloat16_learns_too(tmp_path: Path) -> None:
@@ -163,8 +189,8 @@ def test_refusals_say_what_is_missing(
 ) -> None:
     with pytest.raises(DataError, match="example 0 has no label"):
         classifier.encode([Example("the sky")])
-    with pytest.raises(DataError, match="leave nothing to learn within 16"):
-        writer.encode([Example("blue", prompt="the " * 20)])
+    with pytest.raises(DataError, match="example 0 has no token to learn"):
+        writer.encode([Example("", prompt="the sky")])
     with pytest.raises(DataError, match="no examples"):
         next(iter(classifier.train([job(classifier, classifier.adapted.read(), [])])))
     with pytest.raises(ConfigError, match="cannot be loaded"):

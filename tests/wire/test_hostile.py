@@ -192,6 +192,21 @@ def test_case_8_an_extra_part(name):
     assert_refused(Defect.EXTRA_PART, NUMBERS, set_part(name=name))
 
 
+def test_case_15_a_flood_of_empty_parts_is_counted_before_it_is_parsed():
+    """Two bytes a part on the wire, about ninety in memory: refused from the tags alone."""
+    codec, space = Identity(), Space((Slot("a", (1 << 19,), "lora_A"),))
+    header_only = pb.Content(header=content_of(payload_of(codec, space=space)).header).SerializeToString()
+    flood = sealed(header_only + b"\x12\x00" * 1_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadError) as caught:
+            decoded(codec, flood, space)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(flood)
+    finally:
+        tracemalloc.stop()
+    assert caught.value.defect == Defect.EXTRA_PART
+
+
 def test_case_9_a_part_that_comes_twice():
     assert_refused(
         Defect.DUPLICATE_PART, NUMBERS, lambda content: content.parts.append(content.parts[0]), "'part' came twice"

@@ -1,0 +1,44 @@
+"""Files that are there whole or not at all, whenever the process is killed."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from fedpeft.errors import JournalError
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Put a file in place whole or not at all: temporary file, flush to disk, rename, flush the folder."""
+    scratch = path.with_name(path.name + ".tmp")
+    with scratch.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    flush_folder(path.parent)
+
+
+def write_sealed(path: Path, data: bytes) -> None:
+    """`write_durably` with a SHA-256 in front, for files that are not named by their hash."""
+    write_durably(path, hashlib.sha256(data).digest() + data)
+
+
+def read_sealed(path: Path) -> bytes:
+    """What `write_sealed` wrote.
+
+    Raises:
+        JournalError: the file is damaged.
+    """
+    raw = path.read_bytes()
+    if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+        raise JournalError(f"{path}: the content is not what its checksum says; restore it from a backup or delete it")
+    return raw[32:]
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names of a folder's files durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
