@@ -124,7 +124,7 @@ class Experiment(_Section):
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     codec: Annotated[str, _expression(lambda text: codecs.parse(text, imports=True))] = (
-        "ErrorFeedback(Ternary(density=0.2))"
+        "ErrorFeedback(Ternary(density=0.2, scale='norm'))"
     )
     broadcast: Annotated[str, _expression(lambda text: codecs.parse(text, imports=True))] = "Uniform(bits=4)"
     strategy: Annotated[str, _expression(lambda text: strategies.parse(text, imports=True))] = "Mean()"

@@ -18,7 +18,9 @@ from fedpeft.simulation import Simulation
 from simulations import table
 from simulations.central import central_accuracy
 
-TERNARY = "ErrorFeedback(Ternary(density=0.2))"
+# What error feedback holds back arrives a few rounds late, and a run of twelve ends before it does: with "mean" the
+# ternary rows stay 2.6 points behind fp32. A scale that keeps the norm sends a quarter more of the delta each round.
+TERNARY = "ErrorFeedback(Ternary(density=0.2, scale='norm'))"
 METHODS = (
     ("Identity()", "Mean()", "SGD(lr=1.0)"),
     (TERNARY, "Mean()", "SGD(lr=1.0)"),

@@ -92,3 +92,28 @@ def test_a_site_that_went_missing_on_disk_gets_the_adapter_again(tmp_path: Path)
         path.unlink()
     rows = simulate(tiny.experiment(tmp_path, rounds=3), tmp_path / "run")
     assert [row["counted"] for row in rows] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"peft": "LoraConfig(r=2, target_modules=['no_such'])"}, "peft: LoraConfig does not fit this model"),
+        (
+            {"codec": "per_slot({'lora_C': Ternary()}, default=Identity())"},
+            "codec or broadcast does not fit the adapter",
+        ),
+        ({"model": {"name": "no/such-model"}}, "model: 'no/such-model' cannot be loaded"),
+        ({"roundz": 3}, "roundz: there is no such key; did you mean 'rounds'"),
+    ],
+)
+def test_what_does_not_fit_is_said_and_leaves_no_folder(tmp_path: Path, more: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        simulate(tiny.experiment(tmp_path, **more), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_rounds_than_are_done_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, rounds=2)
+    with pytest.raises(ConfigError, match="has done 2 already, got 1"):
+        simulate(tiny.experiment(tmp_path, rounds=1), tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").exists()

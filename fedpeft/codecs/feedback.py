@@ -17,8 +17,8 @@ class ErrorFeedback:
     no codec itself: the residual e is the one state of compression, it belongs to the client, and the server decodes
     with `codec` alone. `decay` < 1 forgets (SparseLoCo, 2025, arXiv 2508.15706).
 
-    The residual stays bounded where the codec shrinks what it loses: `Ternary` with `scale="mean"` does, at any density;
-    with "norm" or "unbiased" at low density it grows, and `decay` < 1 is then needed.
+    The residual stays bounded where the codec shrinks what it is given: `Ternary` with `scale="mean"` does, at any
+    density; with "norm" or "unbiased" at low density it grows, and then needs `decay` < 1.
 
     Args:
         codec: what encodes.
