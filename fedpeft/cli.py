@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 app = typer.Typer(
     help="Federated parameter-efficient fine-tuning.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-out = Console()
+out = Console(soft_wrap=True)
 err = Console(stderr=True)
 
 

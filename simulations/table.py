@@ -30,7 +30,7 @@ def show(
     more: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Print some columns of the rows, and `more` rows made of them; write the rows where `--json` says."""
-    console = Console() if Console().is_terminal else Console(width=200)
+    console = Console(width=max(240, Console().width))
     console.print(f"[bold]{title}[/], seed {options.seed}{', --quick' if options.quick else ''}")
     versions = ", ".join(f"{name} {version(name)}" for name in ("fedpeft", "torch", "numba", "numpy", "peft"))
     console.print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}", style="dim")
