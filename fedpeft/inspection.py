@@ -37,7 +37,10 @@ def _adapter(path: Path) -> Iterator[Table]:
     facts.add_row(*_plain("fingerprint", adapter.space.fingerprint.hex()))
     facts.add_row(*_plain("L2 norm", f"{float(adapter.vector.norm()):.6g}"))
     yield facts
-    slots = Table("slot", "role", "shape", "parameters", "L2 norm", box=None, header_style="bold")
+    slots = Table(box=None, header_style="bold")
+    slots.add_column("slot", overflow="fold")
+    for column in ("role", "shape", "parameters", "L2 norm"):
+        slots.add_column(column, no_wrap=True)
     for slot in adapter.space.slots:
         norm = float(adapter.space.view(adapter.vector, slot.name).norm())
         slots.add_row(*_plain(slot.name, slot.role, str(slot.shape), f"{slot.numel:,}", f"{norm:.4g}"))
