@@ -24,7 +24,7 @@ TERNARY = "ErrorFeedback(Ternary(density=0.2, scale='norm'))"
 METHODS = (
     ("Identity()", "Mean()", "SGD(lr=1.0)"),
     (TERNARY, "Mean()", "SGD(lr=1.0)"),
-    # The mean over those who agree is about three times as long as the mean over all: a third of its step.
+    # The mean over those who agree is longer than the mean over all: a smaller step of the server.
     (TERNARY, "SignElection()", "SGD(lr=0.3)"),
 )
 COLUMNS = ("codec", "strategy", "server_optimizer", "seed", "rounds", "accuracy", "loss", "up_bytes_per_site",
