@@ -37,6 +37,7 @@ protos: $(VENV)/.installed
 	$(BIN)/python -m tests.fresh_protos --write
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing into $(VENV), once; this takes a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,data,dev]'
