@@ -24,6 +24,7 @@ from rich.table import Table
 from fedpeft.errors import FedpeftError
 
 if TYPE_CHECKING:
+    from fedpeft.federation import Event
     from fedpeft.simulation import Simulation
 
 # Threads of torch that wait for each other shall sleep: where another program holds a core, spinning costs a factor.
@@ -69,7 +70,7 @@ def simulate(
                 folder = simulation.new_folder(runs, experiment.name)
         view = _View(experiment.rounds, experiment.cohort or experiment.sites)
         with out.status("preparing") as status:
-            built = simulation.Simulation(experiment, folder, status.update, view.replied)
+            built = simulation.Simulation(experiment, folder, status.update, view.watch)
         with built as running:
             _introduce(running)
             began = time.monotonic()
@@ -128,11 +129,14 @@ class _View:
             self._progress.update(self._task, visible=False)
             self._live.update(self._table(), refresh=True)
 
-    def replied(self, site: str, outcome: str) -> None:
+    def watch(self, event: "Event") -> None:
         """A reply came."""
+        if event.kind not in ("counted", "refused"):
+            return
         self._progress.advance(self._task)
-        if outcome != "counted":
-            (self._live.console if self._live else out).print(f"{site}: {outcome}", style="yellow", markup=False)
+        if event.kind == "refused":
+            console = self._live.console if self._live else out
+            console.print(f"{event.node}: {event.facts['why']}", style="yellow", markup=False)
         if self._live:
             self._live.update(self._table())
 

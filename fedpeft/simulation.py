@@ -15,7 +15,7 @@ from fedpeft.adapters import AdaptedModel
 from fedpeft.config import Experiment
 from fedpeft.durable import write_durably
 from fedpeft.errors import ConfigError, JournalError
-from fedpeft.federation import Client, ClientStore, Journal, Server
+from fedpeft.federation import Client, ClientStore, Journal, Server, Watch, unwatched
 from fedpeft.random import Purpose, Stream
 from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.training.first_order import FirstOrderTrainer
@@ -48,7 +48,7 @@ class Simulation:
         experiment: what to run.
         folder: of the run; made if it does not exist.
         say: told what is being prepared.
-        watch: told of every reply: the site, and "counted" or why not.
+        watch: told of what happens.
 
     Raises:
         ConfigError: the base model, the data or an expression cannot be used.
@@ -60,7 +60,7 @@ class Simulation:
         experiment: Experiment,
         folder: Path,
         say: Say = lambda text: None,
-        watch: Callable[[str, str], None] = lambda site, outcome: None,
+        watch: Watch = unwatched,
     ) -> None:
         self.experiment, self.folder = experiment, folder
         fresh = not folder.exists()
@@ -89,7 +89,7 @@ class Simulation:
                 if began[key] != now[key]:
                     raise JournalError(f"{self.folder} is of another run: {key} was {began[key]!r}, now {now[key]!r}")
 
-    def _build(self, say: Say, watch: Callable[[str, str], None]) -> None:
+    def _build(self, say: Say, watch: Watch) -> None:
         experiment, model = self.experiment, self.experiment.model
         torch.set_num_threads(model.threads)
         if not kernels.is_warm():

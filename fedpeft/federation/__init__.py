@@ -1,6 +1,7 @@
 """Rounds: a client, a server, and the journal between what was decided and what takes effect."""
 
 from fedpeft.federation.client import Client, ClientStore
+from fedpeft.federation.events import Event, Happening, Watch, everyone, unwatched
 from fedpeft.federation.journal import Journal
 from fedpeft.federation.optimizer import ServerOptimizer
 from fedpeft.federation.plan import Plan
@@ -12,7 +13,9 @@ __all__ = [
     "Arrival",
     "Client",
     "ClientStore",
+    "Event",
     "Handler",
+    "Happening",
     "Journal",
     "NodeId",
     "Plan",
@@ -20,4 +23,7 @@ __all__ = [
     "ServerOptimizer",
     "ServerState",
     "Transport",
+    "Watch",
+    "everyone",
+    "unwatched",
 ]

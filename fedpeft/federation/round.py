@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import Context
 from fedpeft.errors import Defect, PayloadError, QuorumError, Reason, RefusedError, SiteError
 from fedpeft.federation import broadcast
+from fedpeft.federation.events import Event, Happening, Watch
 from fedpeft.federation.journal import Journal
 from fedpeft.federation.plan import Plan
 from fedpeft.federation.state import ServerState
@@ -27,7 +28,6 @@ _FINAL = (Reason.BAD_PAYLOAD, Reason.FAILED, Reason.POLICY, Reason.OTHER_SPACE, 
 _METRICS = ("loss", "train_s", "encode_s")
 _REPLY_FRAMING = 1 << 16  # metrics, or a failure's traceback
 
-Watch: TypeAlias = Callable[[NodeId, str], None]
 Record: TypeAlias = dict[str, Any]
 
 
@@ -40,7 +40,7 @@ class Setting:
         space: of the adapter.
         transport: reaches the clients.
         journal: of the run.
-        watch: told of every reply: the node, and "counted" or why not.
+        watch: told of what happens.
     """
 
     plan: Plan
@@ -102,10 +102,11 @@ class Round:
                 node: self._task(node, 0 if node in lost else self._state.counted.get(node, 0)) for node in asked
             }
             self._journal.append("ASK", round=self.number, bytes={node: len(data) for node, data in requests.items()})
+            for node, data in requests.items():
+                self._tell(Happening.ASKED, node, down_bytes=len(data))
             stale = set()
             for arrival in self._setting.transport.exchange(requests, max(0.0, until - time.monotonic())):
                 error = self._receive(arrival, late=time.monotonic() > until)
-                self._setting.watch(arrival.node, str(error) if error else "counted")
                 if error and error.reason is Reason.STALE_ADAPTER and arrival.node not in lost:
                     stale.add(arrival.node)
             lost |= stale
@@ -148,6 +149,7 @@ class Round:
             step=self._journal.put(step),
             step_bytes=len(step),
         )
+        self._tell(Happening.OPENED, cohort=self._plan.cohort or len(nodes))
 
     def _task(self, node: NodeId, held: int) -> bytes:
         """What a node is sent that holds the public adapter of round `held` (0: none)."""
@@ -196,11 +198,16 @@ class Round:
             trace = error.trace if isinstance(error, _FailedError) else ""
             attempt = len(self._journal.of("FAIL", self.number))
             self._journal.append("REFUSE", why=str(error), final=final, attempt=attempt, trace=trace, **facts)
+            self._tell(Happening.REFUSED, arrival.node, up_bytes=len(arrival.data), why=str(error))
             return error
         metrics = {name: update.metrics[name] for name in _METRICS if abs(update.metrics.get(name, math.inf)) < 1e9}
         payload = self._journal.put(update.payload)
         self._journal.append("ACCEPT", payload=payload, weight=update.weight, metrics=metrics, **facts)
+        self._tell(Happening.COUNTED, arrival.node, up_bytes=len(arrival.data), weight=update.weight, **metrics)
         return None
+
+    def _tell(self, kind: Happening, node: NodeId = "", /, **facts: object) -> None:
+        self._setting.watch(Event(kind, node, self.number, facts))
 
     def _update(self, arrival: Arrival) -> pb.Update:
         """The update in a reply, checked to the last bit."""

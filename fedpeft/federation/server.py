@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fedpeft.errors import JournalError, RunError, SpaceError
 from fedpeft.federation import broadcast
+from fedpeft.federation.events import Event, Happening, Watch, unwatched
 from fedpeft.federation.journal import Journal
 from fedpeft.federation.plan import Plan
-from fedpeft.federation.round import Record, Round, Setting, Watch, kept_steps
+from fedpeft.federation.round import Record, Round, Setting, kept_steps
 from fedpeft.federation.state import ServerState
 from fedpeft.federation.transport import Transport
 from fedpeft.space import Space
@@ -32,7 +33,7 @@ class Server:
         transport: reaches the clients.
         journal: of this run.
         evaluate: loss and accuracy of an adapter on held-out data.
-        watch: told of every reply: the node, and "counted" or why not.
+        watch: told of what happens.
 
     Raises:
         JournalError: the journal is of a run in another space.
@@ -47,7 +48,7 @@ class Server:
         transport: Transport,
         journal: Journal,
         evaluate: Evaluate | None = None,
-        watch: Watch = lambda node, outcome: None,
+        watch: Watch = unwatched,
     ) -> None:
         for codec in (plan.update_codec, plan.broadcast):
             codec.layout(space)
@@ -65,6 +66,7 @@ class Server:
         """
         while self.state.round < self._plan.rounds:
             yield self._round()
+        self._setting.watch(Event(Happening.FINISHED, round=self.state.round))
 
     def history(self) -> list[Record]:
         """The metrics of all committed rounds."""
@@ -141,6 +143,7 @@ class Server:
         self.state = state
         steps = {record["step"] for record in kept_steps(self._journal, state.round, self._space)}
         self._journal.keep_only(steps | {digest, self._journal.records[0]["space"]})
+        self._setting.watch(Event(Happening.COMMITTED, round=state.round, facts=metrics))
 
     def _metrics(self, number: int, accepted: Sequence[Record], scores: Mapping[str, float]) -> Record:
         """The row of a round; bytes are those of whole messages as sent, refused and repeated ones too.

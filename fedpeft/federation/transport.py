@@ -24,5 +24,10 @@ class Transport(Protocol):
         ...
 
     def exchange(self, requests: Mapping[NodeId, bytes], deadline_s: float) -> Iterator[Arrival]:
-        """Send each node its request; yield replies as they arrive, until all are in or the deadline has passed."""
+        """Replies to these requests as they arrive, until all are in or the deadline has passed.
+
+        The requests say what each node shall be answering from now on. A node that is at work on the very same bytes
+        is not asked again, so a caller may stop listening, ask somebody else too, and go on; what a node still owes
+        to an older request is dropped when it comes.
+        """
         ...

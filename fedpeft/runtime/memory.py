@@ -7,7 +7,7 @@ from fedpeft.federation import Arrival, Handler, NodeId
 
 
 class MemoryTransport:
-    """Calls handlers, one after another, in node order.
+    """Calls handlers one after another: who was asked first answers first, in node order among equals.
 
     Args:
         handlers: one for each node.
@@ -15,6 +15,7 @@ class MemoryTransport:
 
     def __init__(self, handlers: Mapping[NodeId, Handler]) -> None:
         self._handlers = dict(handlers)
+        self._pending: dict[NodeId, bytes] = {}
 
     def nodes(self) -> Sequence[NodeId]:
         """All of them."""
@@ -23,7 +24,9 @@ class MemoryTransport:
     def exchange(self, requests: Mapping[NodeId, bytes], deadline_s: float) -> Iterator[Arrival]:
         """Replies as they are made; who has not begun when the deadline passes is not asked."""
         until = time.monotonic() + deadline_s
-        for node in sorted(requests):
-            if time.monotonic() >= until:
-                return
-            yield Arrival(node, self._handlers[node](requests[node]))
+        kept = {node: request for node, request in self._pending.items() if requests.get(node) == request}
+        self._pending = kept | {node: requests[node] for node in sorted(requests) if node not in kept}
+        while self._pending and time.monotonic() < until:
+            node, request = next(iter(self._pending.items()))
+            del self._pending[node]
+            yield Arrival(node, self._handlers[node](request))

@@ -12,7 +12,7 @@ from fedpeft import codecs, strategies, wire
 from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import ErrorFeedback, Identity, Ternary, Uniform
 from fedpeft.errors import JournalError, QuorumError, RunError, SiteError
-from fedpeft.federation import Client, ClientStore, Journal, Plan, Server, ServerOptimizer
+from fedpeft.federation import Client, ClientStore, Event, Journal, Plan, Server, ServerOptimizer
 from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.space import Slot, Space
 from fedpeft.training import Settings
@@ -207,21 +207,22 @@ REFUSALS = {
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_bad_reply_is_refused_with_its_reason_and_the_round_goes_on(tmp_path: Path, name: str) -> None:
     tamper, reason = REFUSALS[name]
-    seen: list[tuple[str, str]] = []
+    seen: list[Event] = []
     transport = Tampering(world.clients(None))
     transport.tamper = lambda node, data: (
         tamper(data) if node == "bob" and pb.Reply.FromString(data).round == 1 else data
     )
     plan = replace(PLAN, rounds=2, quorum=0.6)
     with Journal(tmp_path / "journal") as journal:
-        watch = lambda node, outcome: seen.append((node, outcome))  # noqa: E731
-        server = Server(plan, SPACE, START, transport, journal, watch=watch)
+        server = Server(plan, SPACE, START, transport, journal, watch=seen.append)
         rounds = server.run()
         first, vector = next(rounds), server.state.vector
         second = next(rounds)
     assert (first["counted"], first["refused"]) == (2, 1)
     assert (second["counted"], second["refused"]) == (3, 0)
-    assert reason in dict(seen[:3])["bob"]
+    (refused,) = [event for event in seen if event.kind == "refused"]
+    assert (refused.node, refused.round) == ("bob", 1)
+    assert reason in str(refused.facts["why"])
     assert first["up_bytes"] > sum(site["up_bytes"] for site in first["sites"].values())
 
     absent = Tampering(world.clients(None))
@@ -310,13 +311,14 @@ def test_a_reply_after_the_deadline_is_late(tmp_path: Path, monkeypatch: pytest.
                     clock[0] += 61
                 yield arrival
 
-    seen = []
+    seen: list[Event] = []
     plan = replace(PLAN, rounds=2, quorum=0.6, deadline_s=60)
     with Journal(tmp_path / "journal") as journal:
-        server = Server(plan, SPACE, START, Slow(handlers), journal, watch=lambda *reply: seen.append(reply))
+        server = Server(plan, SPACE, START, Slow(handlers), journal, watch=seen.append)
         first, second = server.run()
     assert (first["counted"], first["refused"], second["counted"]) == (2, 1, 3)
-    assert dict(seen[:3])["cat"] == "late: round 1 waits 60 s for replies"
+    (refused,) = [event for event in seen if event.kind == "refused"]
+    assert (refused.node, refused.facts["why"]) == ("cat", "late: round 1 waits 60 s for replies")
 
 
 def test_a_failing_site_shows_its_traceback(tmp_path: Path) -> None:
