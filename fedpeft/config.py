@@ -60,14 +60,16 @@ class DataSection(_Section):
     """Where examples come from, and how sites share them.
 
     Args:
-        source: expression of a `fedpeft.data` source.
-        partition: expression of a `fedpeft.data` partition.
+        source: expression of a `fedpeft.data` source; null for a server that has none and measures nothing.
+        labels: names of the classes in order, where the source does not say or does not have them all.
+        partition: expression of a `fedpeft.data` partition, by which simulated sites share the source.
         test_examples: held-out examples that each round is measured on; 0 for all.
     """
 
-    source: Annotated[str, _expression(lambda text: data.parse_source(text, imports=True))] = (
+    source: Annotated[str | None, _expression(lambda text: data.parse_source(text, imports=True))] = (
         "StdlibDocs(modules=24, per_module=120)"
     )
+    labels: tuple[str, ...] = ()
     partition: Annotated[str, _expression(lambda text: data.parse_partition(text, imports=True))] = (
         "Dirichlet(alpha=0.5)"
     )
@@ -98,6 +100,8 @@ class Experiment(_Section):
         rounds: in all.
         cohort: sites asked each round; 0 for all.
         quorum: fraction of the cohort that a round needs, in (0, 1].
+        buffer: 0: a round waits for all who are asked; K: it closes with K updates, whichever come first, and an
+            update that answers an older round counts for less.
         deadline_s: seconds that a round waits for replies.
         largest_norm: an update of a larger L2 norm is refused.
         largest_weight: an update of more examples is refused.
@@ -114,6 +118,7 @@ class Experiment(_Section):
     rounds: int = Field(12, ge=1)
     cohort: int = Field(0, ge=0)
     quorum: float = Field(1.0, gt=0, le=1)
+    buffer: int = Field(0, ge=0)
     deadline_s: float = Field(3600.0, gt=0)
     largest_norm: float = Field(1e4, gt=0)
     largest_weight: float = Field(1e9, gt=0)
@@ -134,6 +139,8 @@ class Experiment(_Section):
     def _fits_together(self) -> "Experiment":
         if self.cohort > self.sites:
             raise ValueError(f"cohort: expected at most the {self.sites} sites, got {self.cohort}")
+        if self.buffer > self.sites:
+            raise ValueError(f"buffer: expected at most the {self.sites} sites, got {self.buffer}")
         if isinstance(codecs.parse(self.broadcast, imports=True), codecs.ErrorFeedback):
             raise ValueError(
                 "broadcast: takes a codec without ErrorFeedback; the server carries its losses over itself"
@@ -162,6 +169,7 @@ class Experiment(_Section):
             schedule=training.schedule,
             cohort=self.cohort,
             quorum=self.quorum,
+            buffer=self.buffer,
             deadline_s=self.deadline_s,
             largest_norm=self.largest_norm,
             largest_weight=self.largest_weight,

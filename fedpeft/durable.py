@@ -7,10 +7,14 @@ from pathlib import Path
 from fedpeft.errors import JournalError
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Put a file in place whole or not at all: temporary file, flush to disk, rename, flush the folder."""
+def write_durably(path: Path, data: bytes | memoryview, mode: int = 0o666) -> None:
+    """Put a file in place whole or not at all: temporary file, flush to disk, rename, flush the folder.
+
+    It has its mode, less the process's umask, from its first instant on.
+    """
     scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("wb") as file:
+    scratch.unlink(missing_ok=True)
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -10,9 +10,11 @@ cannot be used is a `FedpeftError`:
     ├── PayloadError       bytes that are not a valid payload; `.defect` says which rule they break
     ├── RefusedError       a valid message that may not be used now; `.reason` says why
     ├── JournalError       a run folder that cannot be read, or belongs to something else
+    ├── IdentityError      a key, a certificate or a roster that cannot be used, or a site that is not who it says
     └── RunError           a run that cannot go on
         ├── QuorumError    too few usable replies before the deadline
-        └── SiteError      a site failed; carries the site's own traceback
+        ├── SiteError      a site failed; carries the site's own traceback
+        └── StoppedError   somebody asked for it to stop
 """
 
 from enum import StrEnum
@@ -107,6 +109,10 @@ class JournalError(FedpeftError):
     """A run folder cannot be read, is in use, or belongs to another experiment."""
 
 
+class IdentityError(FedpeftError):
+    """A key, a certificate or a roster cannot be used, or a site is not who it says; the message names the file."""
+
+
 class RunError(FedpeftError):
     """A run cannot go on; what was committed before stays."""
 
@@ -127,3 +133,7 @@ class SiteError(RunError):
         super().__init__(f"site {site!r} failed:\n{trace.rstrip()}")
         self.site = site
         self.trace = trace
+
+
+class StoppedError(RunError):
+    """Somebody asked the run to stop; it can be taken up."""

@@ -1,20 +1,17 @@
 """The ceiling: the same adapter trained on all sites' data in one place."""
 
-import torch
-
-from fedpeft import data
 from fedpeft.config import Experiment
+from fedpeft.preparation import prepare
 from fedpeft.random import Purpose, Stream
-from fedpeft.simulation import make_trainer
 from fedpeft.training import Job, Settings
 
 
 def central_accuracy(experiment: Experiment, epochs: int) -> float:
     """Test accuracy after some epochs of AdamW at batch 32: 3/4 of them at learning rate 3e-3, the rest at 6e-4."""
-    torch.set_num_threads(experiment.model.threads)
-    corpus = data.parse_source(experiment.data.source, imports=True).load(experiment.seed)
-    trainer = make_trainer(experiment, corpus)
-    train, test = trainer.encode(corpus.train), trainer.encode(corpus.test)
+    known = experiment.data
+    prepared = prepare(experiment.model, experiment.peft, known.source, known.labels, experiment.seed)
+    trainer = prepared.trainer
+    train, test = trainer.encode(prepared.train), trainer.encode(prepared.test)
     vector = trainer.adapted.read()
     steps = epochs * len(train) // 32
     for part, share, rate in ((1, 3, 3e-3), (2, 1, 6e-4)):

@@ -8,16 +8,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fedpeft"
 FLOOR = {
     "__init__": 0, "errors": 0, "durable": 0, "space": 0, "random": 0, "expressions": 0, "kernels": 0, "_proto": 0,
+    "keys": 0,
     "codecs": 1, "strategies": 1,
     "adapters": 2, "training": 2, "data": 2, "wire": 2, "privacy": 2,
     "federation": 3,
-    "runtime": 4, "config": 4, "report": 4, "inspection": 4, "simulation": 4,
+    "runtime": 4, "config": 4, "preparation": 4, "run": 4, "simulation": 4, "deployment": 4, "flower": 4,
+    "watching": 4, "report": 4, "inspection": 4,
     "cli": 5,
 }  # fmt: skip
 HOME = {
     "numba": {"kernels"}, "llvmlite": {"kernels"}, "peft": {"adapters"}, "transformers": {"training"},
     "huggingface_hub": {"training"}, "datasets": {"data"}, "google": {"wire", "federation", "_proto"},
-    "grpc": {"runtime"}, "flwr": {"runtime"}, "matplotlib": {"report"}, "pydantic": {"config", "report"},
+    "grpc": {"runtime"}, "flwr": {"runtime"}, "cryptography": {"keys"}, "prometheus_client": {"watching"},
+    "tensorboard": {"watching"}, "matplotlib": {"report"}, "pydantic": {"config", "report", "watching"},
     "yaml": {"config", "report"}, "typer": {"cli"}, "rich": {"cli", "inspection"},
     "safetensors": {"adapters", "federation"},
 }  # fmt: skip

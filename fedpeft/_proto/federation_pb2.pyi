@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("run", "round", "client", "seed", "space", "broadcasts", "codec", "settings", "counted", "refused")
+    __slots__ = ("run", "round", "client", "seed", "space", "broadcasts", "codec", "settings", "counted", "refused", "strategy", "cohort", "privacy")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,9 @@ class Task(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     COUNTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
     run: bytes
     round: int
     client: int
@@ -28,7 +31,10 @@ class Task(_message.Message):
     settings: Settings
     counted: int
     refused: int
-    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., client: _Optional[int] = ..., seed: _Optional[int] = ..., space: _Optional[str] = ..., broadcasts: _Optional[_Iterable[_Union[Broadcast, _Mapping]]] = ..., codec: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., counted: _Optional[int] = ..., refused: _Optional[int] = ...) -> None: ...
+    strategy: str
+    cohort: int
+    privacy: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., client: _Optional[int] = ..., seed: _Optional[int] = ..., space: _Optional[str] = ..., broadcasts: _Optional[_Iterable[_Union[Broadcast, _Mapping]]] = ..., codec: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., counted: _Optional[int] = ..., refused: _Optional[int] = ..., strategy: _Optional[str] = ..., cohort: _Optional[int] = ..., privacy: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Broadcast(_message.Message):
     __slots__ = ("from_round", "to_round", "codec", "payload")
@@ -73,7 +79,7 @@ class Reply(_message.Message):
     def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Update(_message.Message):
-    __slots__ = ("payload", "weight", "metrics")
+    __slots__ = ("weight", "metrics")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -81,13 +87,11 @@ class Update(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
-    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
-    payload: bytes
     weight: float
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, payload: _Optional[bytes] = ..., weight: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    def __init__(self, weight: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "detail")

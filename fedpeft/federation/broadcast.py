@@ -30,7 +30,7 @@ def pack(parts: Parts, codec: Codec, space: Space, run: bytes, ctx: Context) -> 
     return wire.pack(wire.Header(space.fingerprint, run, ctx.round, ctx.client, repr(codec), space.numel), parts)
 
 
-def unpack(payload: bytes, codec: Codec, space: Space, run: bytes, ctx: Context) -> Float[Tensor, " d"]:
+def unpack(payload: bytes | memoryview, codec: Codec, space: Space, run: bytes, ctx: Context) -> Float[Tensor, " d"]:
     """The vector of a payload that came from outside.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import Codec, Context, ErrorFeedback
 from fedpeft.durable import read_sealed, write_sealed
 from fedpeft.errors import ConfigError, FedpeftError, Reason, RefusedError, RunError, SpaceError
-from fedpeft.federation import broadcast
+from fedpeft.federation import broadcast, messages
+from fedpeft.federation.policy import Policy
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
 from fedpeft.training import Encoded, Job, Settings, Trainer
@@ -37,7 +38,6 @@ class ClientState:
         residual: what error feedback carries over, shape (d,).
         replied: the last round replied to; 0: none.
         codec: the expression that the last reply was encoded with.
-        payload: the update in that reply.
         reply: that reply, given again when the same round is asked again.
     """
 
@@ -47,7 +47,6 @@ class ClientState:
     residual: Float[Tensor, " d"]
     replied: int = 0
     codec: str = ""
-    payload: bytes = b""
     reply: bytes = b""
 
 
@@ -73,7 +72,7 @@ class ClientStore:
             return self._state or self.empty(b"")
         raw = safetensors.torch.load(read_sealed(self._path))
         held, replied = raw["rounds"].tolist()
-        texts = {name: raw[name].numpy().tobytes() for name in ("run", "codec", "payload", "reply")}
+        texts = {name: raw[name].numpy().tobytes() for name in ("run", "codec", "reply")}
         codec = texts.pop("codec").decode()
         return ClientState(
             held=held, replied=replied, adapter=raw["adapter"], residual=raw["residual"], codec=codec, **texts
@@ -93,7 +92,7 @@ class ClientStore:
             "adapter": state.adapter,
             "residual": state.residual,
         }
-        for name in ("run", "payload", "reply"):
+        for name in ("run", "reply"):
             raw[name] = _bytes_tensor(getattr(state, name))
         raw["codec"] = _bytes_tensor(state.codec.encode())
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +108,9 @@ class Client:
         space: of the resident model's adapter.
         store: where its state lives.
         plugins: codecs beyond this package's that a task may name, by their expression.
+        policy: what a task may ask for.
+        confide: told the traceback of a failure, of which the server then learns the error's class alone: a message
+            may quote the site's data. None: the server is told everything, as suits a simulation.
     """
 
     def __init__(
@@ -118,9 +120,11 @@ class Client:
         space: Space,
         store: ClientStore,
         plugins: Mapping[str, Codec | ErrorFeedback] | None = None,
+        policy: Policy | None = None,
+        confide: Callable[[str], None] | None = None,
     ) -> None:
         self._trainer, self._data, self._space, self._store = trainer, data, space, store
-        self._plugins = dict(plugins or {})
+        self._plugins, self._policy, self._confide = dict(plugins or {}), policy or Policy(), confide
 
     def __call__(self, request: bytes) -> bytes:
         """Answer a task; whatever goes wrong becomes a refusal or a failure, and leaves the state as it was."""
@@ -134,12 +138,17 @@ class Client:
         except RefusedError as error:
             return _refusal(task, error.reason, error.detail)
         except Exception as error:
-            failure = pb.Failure(
-                error=f"{type(error).__name__}: {error}", trace=traceback.format_exc()[-_LONGEST_TRACE:]
-            )
-            return pb.Reply(run=task.run, round=task.round, failure=failure).SerializeToString()
+            return messages.join(pb.Reply(run=task.run, round=task.round, failure=self._failure(error)))
+
+    def _failure(self, error: Exception) -> pb.Failure:
+        trace = traceback.format_exc()[-_LONGEST_TRACE:]
+        if self._confide is None:
+            return pb.Failure(error=f"{type(error).__name__}: {error}"[:_LONGEST_TRACE], trace=trace)
+        self._confide(trace)
+        return pb.Failure(error=f"{type(error).__name__}; the site's own log says more")
 
     def _answer(self, task: pb.Task) -> bytes:
+        self._policy.check(task, self._space.base)
         if task.space:
             self._check_space(task.space)
         state = self._store.load()
@@ -163,11 +172,9 @@ class Client:
         half = time.perf_counter()
         payload, residual = self._encode(delta, codec, state, ctx)
         metrics = {**trained.metrics, "train_s": half - began, "encode_s": time.perf_counter() - half}
-        update = pb.Update(payload=payload, weight=len(self._data), metrics=metrics)
-        reply = pb.Reply(run=task.run, round=task.round, update=update).SerializeToString(deterministic=True)
-        self._store.save(
-            replace(state, residual=residual, replied=task.round, codec=task.codec, payload=payload, reply=reply)
-        )
+        update = pb.Update(weight=len(self._data), metrics=metrics)
+        reply = messages.join(pb.Reply(run=task.run, round=task.round, update=update), payload)
+        self._store.save(replace(state, residual=residual, replied=task.round, codec=task.codec, reply=reply))
         return reply
 
     def _check_space(self, description: str) -> None:
@@ -190,7 +197,8 @@ class Client:
         if not isinstance(codec, ErrorFeedback):
             return state
         ctx = Context(task.seed, state.replied, task.client)
-        sent = broadcast.unpack(state.payload, codec.codec, self._space, state.run, ctx)
+        _, payload = messages.split(state.reply)
+        sent = broadcast.unpack(payload, codec.codec, self._space, state.run, ctx)
         return replace(state, residual=state.residual + sent)
 
     def _follow(self, state: ClientState, task: pb.Task) -> ClientState:
@@ -252,4 +260,4 @@ def _bytes_tensor(data: bytes) -> Tensor:
 
 def _refusal(task: pb.Task, reason: Reason, detail: str) -> bytes:
     refusal = pb.Refusal(reason=reason.value, detail=detail)
-    return pb.Reply(run=task.run, round=task.round, refusal=refusal).SerializeToString()
+    return messages.join(pb.Reply(run=task.run, round=task.round, refusal=refusal))

@@ -12,10 +12,12 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from fedpeft.durable import flush_folder, write_durably
 from fedpeft.errors import JournalError
+
+Record: TypeAlias = dict[str, Any]
 
 _DIGEST = 16
 
@@ -45,7 +47,7 @@ class Journal:
         except JournalError:
             self._lock.close()
             raise
-        self._of: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        self._of: dict[tuple[str, int], list[Record]] = {}
         for record in self.records:
             self._index(record)
         self._log = (folder / "log.jsonl").open("ab")
@@ -60,15 +62,15 @@ class Journal:
         self.records.append(record)
         self._index(record)
 
-    def of(self, kind: str, round_number: int) -> list[dict[str, Any]]:
+    def of(self, kind: str, round_number: int) -> list[Record]:
         """The records of a kind in a round, oldest first."""
         return self._of.get((kind, round_number), [])
 
-    def _index(self, record: dict[str, Any]) -> None:
+    def _index(self, record: Record) -> None:
         if "round" in record:
             self._of.setdefault((record["kind"], record["round"]), []).append(record)
 
-    def put(self, data: bytes) -> str:
+    def put(self, data: bytes | memoryview) -> str:
         """Store a blob; returns the SHA-256 (hexadecimal) that `get` takes."""
         digest = hashlib.sha256(data).hexdigest()
         path = self._blobs / digest
@@ -109,7 +111,7 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[Record]:
         path = self.folder / "log.jsonl"
         if not path.exists():
             return []
@@ -136,9 +138,9 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(text).hexdigest()[:_DIGEST].encode() + b" " + text + b"\n"
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Record | None:
     digest, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or hashlib.sha256(text).hexdigest()[:_DIGEST].encode() != digest:
         return None
-    record: dict[str, Any] = json.loads(text)
+    record: Record = json.loads(text)
     return record

@@ -25,6 +25,8 @@ class Plan:
         schedule: of the clients' learning rate over rounds: "cosine" falls to a tenth of it, "linear" to zero.
         cohort: clients asked each round; 0 for all.
         quorum: fraction of the cohort that must be counted, in (0, 1].
+        buffer: 0: a round waits for all who are asked (or its deadline); K: it closes with K updates, whichever they
+            are, while the other clients work on, and an update that answers an older round counts for less.
         deadline_s: seconds that a round waits for replies.
         largest_norm: an update of a larger L2 norm is refused.
         largest_weight: an update of a larger weight is refused.
@@ -43,6 +45,7 @@ class Plan:
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     cohort: int = 0
     quorum: float = 1.0
+    buffer: int = 0
     deadline_s: float = 3600.0
     largest_norm: float = 1e4
     largest_weight: float = 1e9
@@ -53,6 +56,7 @@ class Plan:
             ("seed", -(1 << 63), (1 << 63) - 1),
             ("cohort", 0, 1 << 31),
             ("quorum", 1e-9, 1),
+            ("buffer", 0, 1 << 31),
             ("deadline_s", 0, math.inf),
             ("largest_norm", 0, math.inf),
             ("largest_weight", 0, math.inf),

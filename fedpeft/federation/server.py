@@ -13,10 +13,11 @@ from torch import Tensor
 from fedpeft.errors import JournalError, RunError, SpaceError
 from fedpeft.federation import broadcast
 from fedpeft.federation.events import Event, Happening, Watch, unwatched
-from fedpeft.federation.journal import Journal
+from fedpeft.federation.journal import Journal, Record
 from fedpeft.federation.plan import Plan
-from fedpeft.federation.round import Record, Round, Setting, kept_steps
+from fedpeft.federation.round import Round, Setting
 from fedpeft.federation.state import ServerState
+from fedpeft.federation.tasks import kept_steps
 from fedpeft.federation.transport import Transport
 from fedpeft.space import Space
 
@@ -125,8 +126,8 @@ class Server:
             vector=vector,
             public=current.public,
             optimizer=optimizer,
-            counted=self.state.counted | {record["node"]: current.number for record in accepted},
-            refused=self.state.refused | dict.fromkeys(current.spoilt, current.number),
+            counted=self.state.counted | {record["node"]: record["base"] for record in accepted},
+            refused=self.state.refused | current.spoilt,
         )
         folded = time.perf_counter()
         scores = self._scores(vector)

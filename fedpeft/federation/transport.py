@@ -13,7 +13,7 @@ class Arrival:
     """A reply, from the node that the transport knows it is from."""
 
     node: NodeId
-    data: bytes
+    data: bytes | memoryview
 
 
 class Transport(Protocol):

@@ -111,7 +111,8 @@ def _sites(run: Run) -> str:
     for name, traffic in run.sites.items():
         known = run.facts.sites.get(name)
         up, down = (words.size(sum(getattr(t, key) for t in traffic)) for key in ("up_bytes", "down_bytes"))
-        labels = f"{known.labels} of {run.facts.labels}" if known and run.facts.labels else DASH
+        classes = known.labels if known else None
+        labels = f"{classes} of {run.facts.labels}" if classes is not None and run.facts.labels else DASH
         rows.append([name, f"{known.examples:,}" if known else DASH, labels, len(traffic), up, down])
     return _table("Sites", ["site", "examples", "labels", "rounds counted", "sent", "received"], rows)
 

@@ -54,7 +54,7 @@ class Site(BaseModel):
     """What a site trains on."""
 
     examples: NonNegativeInt
-    labels: NonNegativeInt
+    labels: NonNegativeInt | None = None
 
 
 class Named(BaseModel):

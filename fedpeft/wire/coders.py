@@ -1,6 +1,7 @@
 """Parts to bytes: one set of lossless coders for all codecs; the smallest that fits is taken."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,9 @@ from fedpeft._proto import update_pb2 as pb
 from fedpeft.codecs import Field, Numbers, Part, Plane, Symbols
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import planes, rans, rice, tables
+from fedpeft.wire.lent import LentNumbers, first_not_finite
+
+_BLOCK = 1 << 16  # symbols, of which any eight end with a byte
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Coded:
     """A part as bytes: the coder, its output, and what the coder needs to read it back."""
 
     coder: pb.Coder
-    data: bytes
+    data: bytes | memoryview
     table: bytes = b""
     parameter: int = 0
     ones: int = 0
@@ -26,7 +30,7 @@ def encode(part: Part) -> Coded:
     """The bytes of a part, by the coder that makes fewest of them (the first listed wins a tie)."""
     match part:
         case Numbers(values):
-            return Coded(pb.CODER_RAW, np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<")).tobytes())
+            return Coded(pb.CODER_RAW, _bytes(values.astype(values.dtype.newbyteorder("<"), order="C", copy=False)))
         case Plane(bits, numel):
             return _encode_plane(bits, numel)
         case Symbols(values, levels):
@@ -36,7 +40,7 @@ def encode(part: Part) -> Coded:
 def decode(coded: Coded, field: Field, numel: int) -> Part:
     """The part that `field` expects, from hostile bytes; `numel` is already known to be admissible.
 
-    Its arrays are its own and writable, so that a codec may hand them to torch.
+    Numbers are lent: they are copied where a codec asks for `values`. All other arrays are the part's own.
 
     Raises:
         PayloadError: the bytes are no such part.
@@ -87,13 +91,13 @@ def _encode_plane(bits: NDArray[np.uint8], numel: int) -> Coded:
         choices.append((rice.size_bits(bits, parameter) / 8, pb.CODER_RICE))
     match min(choices, key=lambda choice: choice[0])[1]:
         case pb.CODER_BITS:
-            return Coded(pb.CODER_BITS, bits.tobytes())
+            return Coded(pb.CODER_BITS, _bytes(bits))
         case pb.CODER_RICE:
             parameter, data = rice.encode(bits, numel)
-            return Coded(pb.CODER_RICE, data.tobytes(), parameter=parameter, ones=ones)
+            return Coded(pb.CODER_RICE, _bytes(data), parameter=parameter, ones=ones)
         case coder:
             frequencies, table = coded[coder]
-            return Coded(coder, rans.encode(bits, frequencies).tobytes(), table)
+            return Coded(coder, _bytes(rans.encode(bits, frequencies)), table)
 
 
 def _decode_plane(coded: Coded, numel: int) -> Plane:
@@ -129,8 +133,8 @@ def _encode_symbols(values: NDArray[np.uint8], levels: int) -> Coded:
         frequencies = tables.normalise(counts)
         table = tables.pack_table(frequencies, levels).tobytes()
         if _rans_size(counts, frequencies, table) < plain:
-            return Coded(pb.CODER_RANS, rans.encode(values, frequencies).tobytes(), table)
-    return Coded(pb.CODER_BITS, _pack(values, _width(levels)).tobytes())
+            return Coded(pb.CODER_RANS, _bytes(rans.encode(values, frequencies)), table)
+    return Coded(pb.CODER_BITS, _bytes(_pack(values, _width(levels))))
 
 
 def _decode_symbols(coded: Coded, levels: int, numel: int) -> Symbols:
@@ -158,15 +162,29 @@ def _table(coded: Coded, levels: int) -> NDArray[np.uint32]:
 def _pack(values: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     if width == 8:
         return values
-    bits = np.unpackbits(values[:, None], axis=1, bitorder="little")[:, :width]
-    return np.packbits(bits.reshape(-1), bitorder="little")
+    out = np.empty(-(-len(values) * width // 8), np.uint8)
+    for begin in range(0, len(values), _BLOCK):
+        bits = np.unpackbits(values[begin : begin + _BLOCK, None], axis=1, bitorder="little")[:, :width]
+        packed, first = np.packbits(bits.reshape(-1), bitorder="little"), begin * width // 8
+        out[first : first + len(packed)] = packed
+    return out
 
 
 def _unpack(data: NDArray[np.uint8], width: int, numel: int) -> NDArray[np.uint8]:
     if width == 8:
         return data.copy()
-    bits = np.unpackbits(data, bitorder="little")[: numel * width].reshape(numel, width)
-    return np.packbits(bits, axis=1, bitorder="little").reshape(-1)
+    out = np.empty(numel, np.uint8)
+    for begin in range(0, numel, _BLOCK):
+        count = min(_BLOCK, numel - begin)
+        packed = data[begin * width // 8 : -(-(begin + count) * width // 8)]
+        bits = np.unpackbits(packed, bitorder="little", count=count * width).reshape(count, width)
+        out[begin : begin + count] = np.packbits(bits, axis=1, bitorder="little").reshape(-1)
+    return out
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    """The bytes of an array where they lie."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _decode_numbers(coded: Coded, field: Field, numel: int) -> Numbers:
@@ -179,9 +197,8 @@ def _decode_numbers(coded: Coded, field: Field, numel: int) -> Numbers:
             f"expected {numel} numbers of {dtype.itemsize} bytes, got {len(coded.data)} bytes",
         )
     values = np.frombuffer(coded.data, dtype=dtype)
-    if dtype.kind == "f" and not np.isfinite(values).all():
-        i = int(np.flatnonzero(~np.isfinite(values))[0])
+    if dtype.kind == "f" and (i := first_not_finite(values)) is not None:
         raise PayloadError(Defect.NON_FINITE, f"number {i} is {values[i]}")
     if field.permutation and not np.array_equal(np.sort(values), np.arange(numel)):
         raise PayloadError(Defect.SYMBOL, f"expected the numbers 0 to {numel - 1} in some order")
-    return Numbers(values.astype(field.dtype))
+    return LentNumbers(values)

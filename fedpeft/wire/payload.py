@@ -1,19 +1,17 @@
 """Payloads: the parts of one encoded vector with a header and a checksum (docs/wire-format.md)."""
 
-import hashlib
 from dataclasses import dataclass
-
-from google.protobuf.message import DecodeError
 
 from fedpeft._proto import update_pb2 as pb
 from fedpeft.codecs import Field, Layout, Numbers, Part, Parts, Plane, Symbols
 from fedpeft.errors import Defect, PayloadError
-from fedpeft.wire import coders
+from fedpeft.wire import coders, envelope
 
 VERSION = 1
 _LONGEST_CODEC = 4096
-_OTHER_FIELDS = 64  # the header, and fields that this version does not know
 _PART_FRAMING = 512  # name, sizes, and a frequency table of 256 entries
+_SLACK = 1 << 16  # bytes of fields that are longer than they should be, for the defect to name the field
+_MOST_PARTS = 1 << 16  # where no layout says how many there are
 
 
 @dataclass(frozen=True)
@@ -49,69 +47,73 @@ class PartSize:
 
 def pack(header: Header, parts: Parts) -> bytes:
     """The payload of encoded parts; the same parts give the same bytes."""
-    content = pb.Content(
-        header=pb.Header(
-            version=VERSION,
-            fingerprint=header.fingerprint,
-            run=header.run,
-            round=header.round,
-            client=header.client,
-            codec=header.codec,
-            numel=header.numel,
-        )
+    message = pb.Header(
+        version=VERSION,
+        fingerprint=header.fingerprint,
+        run=header.run,
+        round=header.round,
+        client=header.client,
+        codec=header.codec,
+        numel=header.numel,
     )
-    for name in sorted(parts):
-        coded = coders.encode(parts[name])
-        content.parts.add(
-            name=name,
-            coder=coded.coder,
-            numel=_numel(parts[name]),
-            data=coded.data,
-            table=coded.table,
-            parameter=coded.parameter,
-            ones=coded.ones,
-        )
-    body = content.SerializeToString(deterministic=True)
-    return pb.Payload(checksum=hashlib.sha256(body).digest(), content=body).SerializeToString(deterministic=True)
+    return envelope.seal(message, [(name, _numel(parts[name]), coders.encode(parts[name])) for name in sorted(parts)])
 
 
-def unpack(data: bytes, expected: Header, layout: Layout) -> Parts:
+def unpack(data: bytes | memoryview, expected: Header, layout: Layout) -> Parts:
     """The parts of a payload that came from outside: every length is checked before anything is allocated.
 
     Args:
-        data: the bytes as they came.
+        data: the bytes as they came; numbers among the parts are read where they lie in them, so they may not change
+            while the parts are in use.
         expected: what the receiver knows that the header must say.
         layout: what the receiver's own codec makes in the receiver's own space.
 
     Raises:
         PayloadError: `.defect` names the first rule that is broken.
     """
-    cap = largest(layout, expected)
-    if len(data) > cap:
-        raise PayloadError(Defect.TOO_LARGE, f"at most {cap} bytes can encode this, got {len(data)}")
-    content = _content(data, most_parts=len(layout))
+    cap, came = largest(layout, expected), _view(data)
+    if len(came) > cap:
+        raise PayloadError(Defect.TOO_LARGE, f"at most {cap} bytes can encode this, got {len(came)}")
+    content, part_data = envelope.open_content(_not_empty(came), len(layout), _framing(layout, expected) + _SLACK)
     _check_header(content.header, expected)
-    return _check_parts(content, layout)
+    return _check_parts(content, part_data, layout)
 
 
 def largest(layout: Layout, header: Header) -> int:
     """The most bytes that a payload of such parts can have."""
-    framing = 256 + len(header.codec) + sum(_PART_FRAMING + len(name) for name in layout)
-    return framing + sum(coders.largest(field) for field in layout.values())
+    return _framing(layout, header) + sum(coders.largest(field) for field in layout.values())
 
 
-def inspect(data: bytes) -> tuple[Header, list[PartSize]]:
+def inspect(data: bytes | memoryview) -> tuple[Header, list[PartSize]]:
     """Header and part sizes of a payload, without decoding it.
 
     Raises:
         PayloadError: the bytes are no payload, or their checksum is wrong.
     """
-    content = _content(data, most_parts=1 << 16)
+    content, part_data = envelope.open_content(_not_empty(_view(data)), _MOST_PARTS, _MOST_PARTS * _PART_FRAMING)
     h = content.header
     if h.version != VERSION:
         raise PayloadError(Defect.VERSION, f"expected version {VERSION}, got {h.version}")
-    header = Header(h.fingerprint, h.run, h.round, h.client, h.codec, h.numel)
-    return header, [PartSize(p.name, _coder_name(p.coder), p.numel, len(p.data) + len(p.table)) for p in content.parts]
+    return Header(h.fingerprint, h.run, h.round, h.client, h.codec, h.numel), [
+        PartSize(part.name, _coder_name(part.coder), part.numel, len(coded) + len(part.table))
+        for part, coded in zip(content.parts, part_data, strict=True)
+    ]
+
+
+def _view(data: bytes | memoryview) -> memoryview:
+    """The bytes one by one, whatever they were a view of."""
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def _not_empty(data: memoryview) -> memoryview:
+    if not data:
+        raise PayloadError(Defect.EMPTY, "expected a payload, got no bytes")
+    return data
+
+
+def _framing(layout: Layout, header: Header) -> int:
+    return 256 + len(header.codec) + sum(_PART_FRAMING + len(name) for name in layout)
 
 
 def _coder_name(coder: int) -> str:
@@ -125,56 +127,6 @@ def _numel(part: Part) -> int:
             return numel
         case Symbols(values) | Numbers(values):
             return int(values.size)
-
-
-def _content(data: bytes, most_parts: int) -> pb.Content:
-    if not data:
-        raise PayloadError(Defect.EMPTY, "expected a payload, got no bytes")
-    payload, content = pb.Payload(), pb.Content()
-    try:
-        payload.ParseFromString(data)
-    except DecodeError as error:
-        raise PayloadError(Defect.MALFORMED, f"not a payload: {error}") from None
-    if hashlib.sha256(payload.content).digest() != payload.checksum:
-        raise PayloadError(Defect.CHECKSUM, "the content is not what its checksum says; bytes were lost or changed")
-    if data != pb.Payload(checksum=payload.checksum, content=payload.content).SerializeToString(deterministic=True):
-        raise PayloadError(Defect.MALFORMED, "bytes stand beside checksum and content")
-    if _more_fields_than(most_parts + _OTHER_FIELDS, payload.content):
-        raise PayloadError(Defect.EXTRA_PART, f"expected at most {most_parts} parts, got more")
-    try:
-        content.ParseFromString(payload.content)
-    except DecodeError as error:
-        raise PayloadError(Defect.MALFORMED, f"the content is not readable: {error}") from None
-    return content
-
-
-def _more_fields_than(most: int, content: bytes) -> bool:
-    """Whether a message has more fields: an empty one takes two bytes on the wire, and far more in memory."""
-    position = count = 0
-
-    def varint() -> int:
-        nonlocal position
-        value = shift = 0
-        while position < len(content):
-            byte = content[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80 or shift > 63:
-                break
-        return value
-
-    while position < len(content) and count <= most:
-        count += 1
-        match varint() & 7:
-            case 0:
-                varint()
-            case 2:
-                length = varint()  # which moves `position`
-                position += length
-            case kind:
-                position += {1: 8, 5: 4}.get(kind, len(content))  # of another kind is nothing that protobuf reads
-    return count > most
 
 
 def _check_header(came: pb.Header, expected: Header) -> None:
@@ -192,16 +144,16 @@ def _check_header(came: pb.Header, expected: Header) -> None:
             raise PayloadError(defect, f"{what}: expected {shown[0]}, got {shown[1]}")
 
 
-def _check_parts(content: pb.Content, layout: Layout) -> Parts:
+def _check_parts(content: pb.Content, part_data: list[memoryview], layout: Layout) -> Parts:
     parts: dict[str, Part] = {}
-    for part in content.parts:
+    for part, data in zip(content.parts, part_data, strict=True):
         if part.name in parts:
             raise PayloadError(Defect.DUPLICATE_PART, f"part {part.name[:64]!r} came twice")
         if part.name not in layout:
             raise PayloadError(Defect.EXTRA_PART, f"part {part.name[:64]!r} is not one of {sorted(layout)}")
         field = layout[part.name]
         _check_size(part, field)
-        coded = coders.Coded(part.coder, part.data, part.table, part.parameter, part.ones)
+        coded = coders.Coded(part.coder, data, part.table, part.parameter, part.ones)
         parts[part.name] = coders.decode(coded, field, part.numel)
     if missing := layout.keys() - parts.keys():
         raise PayloadError(Defect.MISSING_PART, f"expected {sorted(layout)}, did not get {sorted(missing)}")

@@ -12,7 +12,7 @@ from fedpeft import codecs, strategies, wire
 from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import ErrorFeedback, Identity, Ternary, Uniform
 from fedpeft.errors import JournalError, QuorumError, RunError, SiteError
-from fedpeft.federation import Client, ClientStore, Event, Journal, Plan, Server, ServerOptimizer
+from fedpeft.federation import Client, ClientStore, Event, Journal, Plan, Server, ServerOptimizer, messages
 from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.space import Slot, Space
 from fedpeft.training import Settings
@@ -83,9 +83,7 @@ def test_an_absent_site_catches_up_by_the_steps_it_missed_or_by_the_whole(tmp_pa
     transport = Tampering(world.clients(tmp_path / "sites"))
     with Journal(tmp_path / "journal") as journal:
         server = world.server(replace(PLAN, rounds=6, quorum=0.5, broadcast=Ternary(density=0.05)), transport, journal)
-        transport.tamper = lambda node, data: (
-            None if node == "bob" and 2 <= pb.Reply.FromString(data).round <= 3 else data
-        )
+        transport.tamper = lambda node, data: None if node == "bob" and 2 <= world.round_of(data) <= 3 else data
         list(server.run())
     sent = {(node, task.round): task for node, task in transport.asked}
     steps = [(s.from_round, s.to_round) for s in sent["bob", 4].broadcasts]
@@ -115,7 +113,7 @@ def test_what_was_not_counted_goes_back_into_the_residual(tmp_path: Path) -> Non
     with Journal(tmp_path / "journal") as journal:
         plan = replace(PLAN, codec=ErrorFeedback(Ternary(density=0.2)), rounds=3)
         server = world.server(plan, transport, journal)
-        transport.tamper = lambda node, data: None if pb.Reply.FromString(data).round == 2 else data
+        transport.tamper = lambda node, data: None if world.round_of(data) == 2 else data
         next(rounds := server.run())
         with pytest.raises(QuorumError):
             next(rounds)
@@ -126,11 +124,11 @@ def test_what_was_not_counted_goes_back_into_the_residual(tmp_path: Path) -> Non
         task.round, task.counted = 3, 1
         del task.broadcasts[:]
         task.broadcasts.add(to_round=3, payload=_whole(server, 3))
-        answered = pb.Reply.FromString(handlers["ann"](task.SerializeToString()))
-    assert answered.WhichOneof("result") == "update", answered
+        head, answered = messages.split(handlers["ann"](task.SerializeToString()))
+    assert head.WhichOneof("result") == "update", head
     client = handlers["ann"]
     moved = sum(next(client._trainer.train([job])).vector - job.start for job in client._trainer.jobs[1:3])
-    sent = _decoded(server, answered.update.payload, plan, 3)
+    sent = _decoded(server, answered, plan, 3)
     after = client._store.load().residual
     residual_before = _residual_after_round_one(tmp_path / "other", plan)
     assert torch.allclose(sent + after, moved + residual_before, atol=1e-5)
@@ -186,7 +184,7 @@ def test_replies_in_any_order_give_the_same_bits(tmp_path: Path) -> None:
 REFUSALS = {
     "bytes that are no reply": (lambda data: b"\xff\xff", "bad payload: the reply is not readable"),
     "no result": (
-        lambda data: pb.Reply(run=pb.Reply.FromString(data).run, round=1).SerializeToString(),
+        lambda data: messages.join(pb.Reply(run=messages.split(data)[0].run, round=1)),
         "holds no result",
     ),
     "an earlier round": (lambda data: world.reply(data, round=0), "late: round 0 is closed, this is round 1"),
@@ -197,7 +195,7 @@ REFUSALS = {
     "a weight that is not a number": (lambda data: world.reply(data, weight=float("nan")), "weight"),
     "an enormous weight": (lambda data: world.reply(data, weight=1e12), "weight"),
     "a damaged payload": (
-        lambda data: world.reply(data, payload=pb.Reply.FromString(data).update.payload[:-1]),
+        lambda data: world.reply(data, payload=messages.split(data)[1][:-1]),
         "bad payload",
     ),
     "no payload": (lambda data: world.reply(data, payload=b""), "empty"),
@@ -209,9 +207,7 @@ def test_a_bad_reply_is_refused_with_its_reason_and_the_round_goes_on(tmp_path: 
     tamper, reason = REFUSALS[name]
     seen: list[Event] = []
     transport = Tampering(world.clients(None))
-    transport.tamper = lambda node, data: (
-        tamper(data) if node == "bob" and pb.Reply.FromString(data).round == 1 else data
-    )
+    transport.tamper = lambda node, data: tamper(data) if node == "bob" and world.round_of(data) == 1 else data
     plan = replace(PLAN, rounds=2, quorum=0.6)
     with Journal(tmp_path / "journal") as journal:
         server = Server(plan, SPACE, START, transport, journal, watch=seen.append)
@@ -226,7 +222,7 @@ def test_a_bad_reply_is_refused_with_its_reason_and_the_round_goes_on(tmp_path: 
     assert first["up_bytes"] > sum(site["up_bytes"] for site in first["sites"].values())
 
     absent = Tampering(world.clients(None))
-    absent.tamper = lambda node, data: None if node == "bob" and pb.Reply.FromString(data).round == 1 else data
+    absent.tamper = lambda node, data: None if node == "bob" and world.round_of(data) == 1 else data
     with Journal(tmp_path / "absent") as journal:
         other = Server(replace(plan, rounds=1), SPACE, START, absent, journal)
         list(other.run())
@@ -307,7 +303,7 @@ def test_a_reply_after_the_deadline_is_late(tmp_path: Path, monkeypatch: pytest.
     class Slow(MemoryTransport):
         def exchange(self, requests, deadline_s):
             for arrival in super().exchange(requests, deadline_s):
-                if arrival.node == "cat" and pb.Reply.FromString(arrival.data).round == 1:
+                if arrival.node == "cat" and world.round_of(arrival.data) == 1:
                     clock[0] += 61
                 yield arrival
 
@@ -378,7 +374,7 @@ def test_metrics_count_bytes_as_sent(tmp_path: Path) -> None:
     up: dict[int, int] = {}
 
     def count(node: str, data: bytes) -> bytes:
-        number = pb.Reply.FromString(data).round
+        number = world.round_of(data)
         up[number] = up.get(number, 0) + len(data)
         return data
 
@@ -438,7 +434,7 @@ def test_payloads_name_round_client_and_codec(tmp_path: Path) -> None:
     seen = []
 
     def look(node: str, data: bytes) -> bytes:
-        seen.append((node, wire.inspect(pb.Reply.FromString(data).update.payload)[0]))
+        seen.append((node, wire.inspect(messages.split(data)[1])[0]))
         return data
 
     transport.tamper = look
@@ -525,11 +521,11 @@ def test_only_known_and_finite_metrics_are_kept_of_a_reply(tmp_path: Path) -> No
     transport = Tampering(world.clients(None))
 
     def boast(node: str, data: bytes) -> bytes:
-        message = pb.Reply.FromString(data)
+        message, payload = messages.split(data)
         message.update.metrics.update(
             {f"made up {i}": 1.0 for i in range(100)} | {"train_s": 1.7e308, "loss": float("nan")}
         )
-        return message.SerializeToString()
+        return messages.join(message, payload)
 
     transport.tamper = boast
     with Journal(tmp_path / "journal") as journal:
@@ -609,6 +605,6 @@ def test_a_task_with_settings_out_of_range_is_refused(tmp_path: Path) -> None:
         list(world.server(replace(PLAN, rounds=1), transport, journal).run())
     task = transport.asked[0][1]
     task.settings.local_steps = (1 << 32) - 1
-    answer = pb.Reply.FromString(world.clients(None)["ann"](task.SerializeToString()))
+    answer, _ = messages.split(world.clients(None)["ann"](task.SerializeToString()))
     assert answer.refusal.reason == "policy"
     assert "local_steps must lie in [1, 100000], got 4294967295" in answer.refusal.detail

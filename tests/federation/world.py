@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fedpeft._proto import federation_pb2 as pb
-from fedpeft.federation import Arrival, Client, ClientStore, Journal, Plan, Server
+from fedpeft.federation import Arrival, Client, ClientStore, Journal, Plan, Server, messages
 from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.space import Slot, Space
 from fedpeft.training import Encoded, Job, Trained
@@ -68,7 +68,12 @@ def server(plan: Plan, transport: MemoryTransport, journal: Journal) -> Server:
 
 def reply(data: bytes, **changes: object) -> bytes:
     """The same reply with some fields of its update changed."""
-    message = pb.Reply.FromString(data)
+    message, payload = messages.split(data)
+    payload = changes.pop("payload", payload)
     for name, value in changes.items():
         setattr(message.update if hasattr(message.update, name) else message, name, value)
-    return message.SerializeToString()
+    return messages.join(message, payload)
+
+
+def round_of(data: bytes) -> int:
+    return messages.split(data)[0].round

@@ -1,0 +1,83 @@
+"""What a site lets a server ask of it. The server sends no code; a task outside the policy is refused."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from fedpeft._proto import federation_pb2 as pb
+from fedpeft.errors import Reason, RefusedError
+
+PROTECTIONS = ("masking", "noise")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The bounds of what a site does for a server; the default allows what the program can do.
+
+    Expressions are compared with patterns in which `*` stands for anything, as in "ErrorFeedback(Ternary(*))".
+
+    Args:
+        base_sha256: the only base model, hexadecimal; "" for the one that the site has loaded.
+        codecs: patterns of what may encode the site's updates.
+        broadcasts: patterns of what may encode the steps of the global adapter.
+        strategies: patterns of what may merge updates.
+        most_local_steps: in a round.
+        largest_learning_rate: of local training.
+        min_cohort: the fewest sites whose updates are merged with this one's, this one included.
+        privacy: protections that must be in force: "masking" (secure aggregation), "noise" (differential privacy).
+
+    Raises:
+        ValueError: a number is out of range, or a protection is unknown.
+    """
+
+    base_sha256: str = ""
+    codecs: tuple[str, ...] = ("*",)
+    broadcasts: tuple[str, ...] = ("*",)
+    strategies: tuple[str, ...] = ("*",)
+    most_local_steps: int = 1 << 32
+    largest_learning_rate: float = math.inf
+    min_cohort: int = 1
+    privacy: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.most_local_steps < 1 or self.min_cohort < 1 or not self.largest_learning_rate > 0:
+            raise ValueError("most_local_steps and min_cohort must be at least 1, largest_learning_rate positive")
+        if unknown := set(self.privacy) - set(PROTECTIONS):
+            raise ValueError(f"privacy: expected some of {list(PROTECTIONS)}, got {sorted(unknown)}")
+
+    def check(self, task: pb.Task, base_sha256: str) -> None:
+        """Pass when a site with this base model may work on the task.
+
+        Raises:
+            RefusedError: names the rule, what it allows and what was asked.
+        """
+        if self.base_sha256 and self.base_sha256 != base_sha256:
+            raise _refused("base_sha256", f"{self.base_sha256[:16]}...", f"{base_sha256[:16]}... loaded here")
+        _match("codecs", self.codecs, task.codec)
+        for step in task.broadcasts:
+            if step.from_round:  # the whole adapter always comes in plain fp16
+                _match("broadcasts", self.broadcasts, step.codec)
+        _match("strategies", self.strategies, task.strategy)
+        settings = task.settings
+        if settings.local_steps > self.most_local_steps:
+            raise _refused("most_local_steps", f"at most {self.most_local_steps}", f"{settings.local_steps}")
+        if not settings.learning_rate <= self.largest_learning_rate:
+            raise _refused(
+                "largest_learning_rate", f"at most {self.largest_learning_rate:g}", f"{settings.learning_rate:g}"
+            )
+        if task.cohort < self.min_cohort:
+            raise _refused("min_cohort", f"at least {self.min_cohort} sites", f"a cohort of {task.cohort}")
+        if missing := set(self.privacy) - set(task.privacy):
+            raise _refused(
+                "privacy", f"{', '.join(self.privacy)} in force", f"a task without {', '.join(sorted(missing))}"
+            )
+
+
+def _match(rule: str, patterns: Sequence[str], expression: str) -> None:
+    if not any(fnmatchcase(expression, pattern.replace("[", "[[]")) for pattern in patterns):
+        raise _refused(rule, " or ".join(patterns) or "none", repr(expression[:200]))
+
+
+def _refused(rule: str, allowed: str, asked: str) -> RefusedError:
+    return RefusedError(Reason.POLICY, f"{rule}: this site allows {allowed}, was asked for {asked}")

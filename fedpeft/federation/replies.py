@@ -1,0 +1,108 @@
+"""What comes back from nodes: everything is checked to the last bit before it counts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft._proto import federation_pb2 as pb
+from fedpeft.codecs import Context
+from fedpeft.errors import Defect, PayloadError, Reason, RefusedError
+from fedpeft.federation import broadcast, messages
+from fedpeft.federation.plan import Plan
+from fedpeft.federation.transport import Arrival, NodeId
+from fedpeft.space import Space
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An update that may be counted.
+
+    Args:
+        payload: a view of the reply.
+        weight: of the client.
+        metrics: as the client says; neither known nor finite for sure.
+    """
+
+    payload: memoryview
+    weight: float
+    metrics: Mapping[str, float]
+
+
+class FailedError(RefusedError):
+    """A reply that says that the site failed, with the site's own traceback if it gives one."""
+
+    def __init__(self, error: str, trace: str) -> None:
+        super().__init__(Reason.FAILED, error)
+        self.trace = trace
+
+
+class Replies:
+    """Checks the replies of a run.
+
+    Args:
+        plan: the rules.
+        space: of the adapter.
+        run: its name.
+        clients: the nodes' numbers in the run.
+    """
+
+    def __init__(self, plan: Plan, space: Space, run: bytes, clients: Mapping[NodeId, int]) -> None:
+        self._plan, self._space, self._run, self._clients = plan, space, run, clients
+        self._largest = largest_reply(plan, space)
+
+    def check(self, arrival: Arrival, number: int) -> Checked:
+        """The update in a reply to the task of a round.
+
+        Raises:
+            RefusedError: it may not be counted.
+        """
+        if len(arrival.data) > self._largest:
+            raise RefusedError(
+                Reason.BAD_PAYLOAD,
+                f"{Defect.TOO_LARGE.value}: a reply has at most {self._largest} bytes, got {len(arrival.data)}",
+            )
+        reply, payload = messages.split(arrival.data)
+        if reply.run != self._run:
+            raise RefusedError(Reason.OTHER_RUN, f"expected run {self._run.hex()}, got {reply.run.hex()[:32]}")
+        if reply.round < number:
+            raise RefusedError(Reason.LATE, f"round {reply.round} is closed, this is round {number}")
+        if reply.round != number:
+            raise RefusedError(Reason.OTHER_ROUND, f"expected round {number}, got {reply.round}")
+        match reply.WhichOneof("result"):
+            case "update":
+                self._check_update(arrival.node, reply.update, payload, number)
+                return Checked(payload, reply.update.weight, reply.update.metrics)
+            case "refusal":
+                reasons = [reason for reason in Reason if reason.value == reply.refusal.reason]
+                raise RefusedError(reasons[0] if reasons else Reason.POLICY, reply.refusal.detail[:2000])
+            case "failure":
+                raise FailedError(reply.failure.error[:2000], reply.failure.trace)
+        raise RefusedError(Reason.BAD_PAYLOAD, "the reply holds no result")
+
+    def decode(self, node: NodeId, payload: bytes | memoryview, number: int) -> Float[Tensor, " d"]:
+        """The delta in a node's update to the task of a round.
+
+        Raises:
+            PayloadError: the bytes are not such an update.
+        """
+        ctx = Context(self._plan.seed, number, self._clients[node])
+        return broadcast.unpack(payload, self._plan.update_codec, self._space, self._run, ctx)
+
+    def _check_update(self, node: NodeId, update: pb.Update, payload: memoryview, number: int) -> None:
+        heaviest, longest = self._plan.largest_weight, self._plan.largest_norm
+        try:
+            if not 0 < update.weight <= heaviest:
+                raise PayloadError(Defect.WEIGHT, f"expected a weight in (0, {heaviest:g}], got {update.weight}")
+            norm = float(torch.linalg.vector_norm(self.decode(node, payload, number), dtype=torch.float64))
+            if not norm <= longest:
+                raise PayloadError(Defect.NORM, f"expected an L2 norm of at most {longest:g}, got {norm:g}")
+        except PayloadError as error:
+            raise RefusedError(Reason.BAD_PAYLOAD, str(error)) from None
+
+
+def largest_reply(plan: Plan, space: Space) -> int:
+    """The most bytes that a reply can have."""
+    return messages.LARGEST_HEAD + 4 + broadcast.largest(plan.update_codec, space)

@@ -1,0 +1,125 @@
+"""What nodes are sent in a round: the steps to its public adapter, and how to train from it."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft._proto import federation_pb2 as pb
+from fedpeft.codecs import Context
+from fedpeft.federation import broadcast
+from fedpeft.federation.journal import Journal, Record
+from fedpeft.federation.plan import Plan
+from fedpeft.federation.state import ServerState
+from fedpeft.federation.transport import NodeId
+from fedpeft.space import Space
+
+
+def publish(
+    plan: Plan, space: Space, journal: Journal, state: ServerState, number: int
+) -> tuple[Float[Tensor, " d"], bytes]:
+    """The public adapter of a round, and the step that leads to it (none leads to the first)."""
+    if number == 1:
+        return broadcast.advance(state.vector, torch.zeros(())), b""
+    run, codec, ctx = state.run, plan.broadcast, Context(plan.seed, number)
+    if opened := journal.of("OPEN", number):
+        step = journal.get(opened[0]["step"])
+    else:
+        missing = (state.vector - state.public).clamp(-broadcast.LARGEST, broadcast.LARGEST)
+        step = broadcast.pack(codec.encode(missing, space, ctx), codec, space, run, ctx)
+    return broadcast.advance(state.public, broadcast.unpack(step, codec, space, run, ctx)), step
+
+
+class Tasks:
+    """Makes the tasks of one round; the same node gets the same bytes.
+
+    Args:
+        plan: the rules.
+        space: of the adapter.
+        journal: holds the steps.
+        state: the server after the round before.
+        number: of the round.
+        public: its public adapter.
+        clients: the nodes' numbers in the run.
+        merged: the fewest updates that the round merges.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        space: Space,
+        journal: Journal,
+        state: ServerState,
+        number: int,
+        public: Float[Tensor, " d"],
+        clients: Mapping[NodeId, int],
+        merged: int,
+    ) -> None:
+        self._plan, self._space, self._journal, self._state = plan, space, journal, state
+        self._number, self._clients, self._merged = number, clients, merged
+        self._steps = kept_steps(journal, number, space)
+        self._whole = broadcast.whole(public, space, state.run, number)
+
+    def task(self, node: NodeId, lost: bool = False) -> bytes:
+        """What a node is sent.
+
+        Args:
+            node: to whom.
+            lost: it no longer has the adapter that it was sent before.
+        """
+        task = self._head(node)
+        held = 0 if lost else self._state.counted.get(node, 0)
+        steps = [record for record in self._steps if record["round"] > held]
+        all_kept = len(steps) == self._number - held
+        if held and all_kept and sum(r["step_bytes"] for r in steps) < len(self._whole):
+            for record in steps:
+                task.broadcasts.add(
+                    from_round=record["round"] - 1,
+                    to_round=record["round"],
+                    codec=repr(self._plan.broadcast),
+                    payload=self._journal.get(record["step"]),
+                )
+        else:
+            task.space = self._space.to_json()
+            task.broadcasts.add(to_round=self._number, codec=repr(broadcast.WHOLE), payload=self._whole)
+        return task.SerializeToString(deterministic=True)
+
+    def _head(self, node: NodeId) -> pb.Task:
+        settings = self._plan.settings
+        return pb.Task(
+            run=self._state.run,
+            round=self._number,
+            client=self._clients[node],
+            seed=self._plan.seed,
+            codec=repr(self._plan.codec),
+            counted=self._state.counted.get(node, 0),
+            refused=self._state.refused.get(node, 0),
+            strategy=repr(self._plan.strategy),
+            cohort=self._merged,
+            settings=pb.Settings(
+                local_steps=settings.local_steps,
+                batch_size=settings.batch_size,
+                learning_rate=self._plan.learning_rate(self._number),
+                weight_decay=settings.weight_decay,
+                clip_norm=settings.clip_norm,
+                labels=settings.labels,
+            ),
+        )
+
+
+def kept_steps(journal: Journal, number: int, space: Space) -> list[Record]:
+    """The steps up to a round whose payloads are kept: as many of the last as are together smaller than the whole."""
+    kept: list[Record] = []
+    room = broadcast.WHOLE_BYTES * space.numel
+    for record in (record for n in range(number, 1, -1) for record in journal.of("OPEN", n)):
+        room -= record["step_bytes"]
+        if kept and room < 0:
+            break
+        kept.append(record)
+    return kept[::-1]
+
+
+def largest_task(space: Space) -> int:
+    """The most bytes that a task can have: the whole adapter, the space's description and the head."""
+    return broadcast.largest(broadcast.WHOLE, space) + len(space.to_json()) + (1 << 16)

@@ -1,0 +1,79 @@
+"""Mutual TLS: the server trusts the very certificates on the roster, a site trusts the authority.
+
+gRPC for Python has no revocation lists. So the anchors of a handshake at the server are not the authority but the
+roster's own certificates: what the authority signed and the roster does not hold (any more) fails to verify. Every
+handshake gets a configuration of its own, because a session ticket, which resumes without a certificate, is void
+under any but the one that it was given by.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import grpc
+
+from fedpeft import keys
+from fedpeft.errors import IdentityError
+
+_log = logging.getLogger(__name__)
+
+
+def server_credentials(folder: Path) -> grpc.ServerCredentials:
+    """Credentials of the coordinator's folder; they follow the roster and a renewed server.crt without a restart.
+
+    Raises:
+        IdentityError: the server's key or certificate cannot be used.
+    """
+    door = _Door(folder)
+    return grpc.dynamic_ssl_server_credentials(door.configuration(), door.configuration, True)
+
+
+def site_credentials(folder: Path) -> grpc.ChannelCredentials:
+    """Credentials of a site's folder, as it is now; a channel made after a renewal uses the new certificate.
+
+    Raises:
+        IdentityError: the site's key or certificate cannot be used.
+    """
+    key, certificate = keys.pair(folder, "site")
+    return grpc.ssl_channel_credentials(keys.trusted(folder), key, certificate)
+
+
+def peer(context: grpc.ServicerContext, folder: Path) -> tuple[str, str]:
+    """The site at the other end of a call, and its key's fingerprint, as the roster has them now.
+
+    Raises:
+        IdentityError: the connection has no certificate, or one that has expired or left the roster since.
+    """
+    shown = cast("Mapping[str, Sequence[bytes]]", context.auth_context()).get("x509_pem_cert")
+    if not shown:
+        raise IdentityError("the connection shows no certificate; sites connect over mutual TLS")
+    member = keys.identify(folder, shown[0])
+    return member.site, member.fingerprint
+
+
+class _Door:
+    """What the server shows and whom it trusts, asked anew for each handshake."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._roster = folder, keys.Roster(folder)
+        self._pair, self._nobody = keys.pair(folder, "server"), keys.nobody()
+        self._lock = threading.Lock()
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """What the folder says now; if it cannot be read, nobody comes in.
+
+        It never raises and always has an anchor: otherwise gRPC would go on with the configuration before.
+        """
+        with self._lock:
+            try:
+                self._pair = keys.pair(self._folder, "server")
+            except Exception as error:
+                _log.error("the server's certificate is not read again: %s", error)
+            try:
+                anchors = [member.certificate for member in self._roster.members().values()]
+            except Exception as error:
+                _log.error("nobody is let in: %s", error)
+                anchors = []
+            return grpc.ssl_server_certificate_configuration([self._pair], b"".join([self._nobody, *anchors]))
