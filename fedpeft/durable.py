@@ -1,8 +1,10 @@
-"""Files that are there whole or not at all, whenever the process is killed."""
+"""Files that are there whole or not at all, whenever the process is killed; folders that one process works in."""
 
+import fcntl
 import hashlib
 import os
 from pathlib import Path
+from typing import IO
 
 from fedpeft.errors import JournalError
 
@@ -46,3 +48,18 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hold(folder: Path, use: str) -> IO[str]:
+    """Keep other processes out of a folder until the file that this returns is closed, or the process ends.
+
+    Raises:
+        JournalError: another process is in; `use` says what it does there.
+    """
+    lock = (folder / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise JournalError(f"{folder}: another process {use}") from None
+    return lock

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import FedpeftError, StoppedError
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True)
@@ -16,11 +16,15 @@ err = Console(stderr=True)
 def reported(stopped: str = "stopped") -> Iterator[None]:
     """What came wrong from outside is one message and exit code 1; a defect of our own keeps its traceback.
 
+    StoppedError is the command's own affair.
+
     Args:
         stopped: what to say after Ctrl-C.
     """
     try:
         yield
+    except StoppedError:
+        raise
     except FedpeftError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None

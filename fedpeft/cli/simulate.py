@@ -1,6 +1,8 @@
 """`fedpeft simulate`."""
 
 import time
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,16 @@ from fedpeft.cli.console import out, reported, size
 from fedpeft.cli.view import View
 
 if TYPE_CHECKING:
+    from fedpeft.config import Experiment
+    from fedpeft.run import Connect
     from fedpeft.simulation import Simulation
+
+
+class Engine(StrEnum):
+    """What runs the sites."""
+
+    MEMORY = "memory"
+    FLOWER = "flower"
 
 
 @app.command()
@@ -24,8 +35,14 @@ def simulate(
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Take up a run that stopped.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds in all.", min=1)] = None,
     runs: Annotated[Path, typer.Option(help="Folder that holds runs.")] = Path("runs"),
+    engine: Annotated[
+        Engine, typer.Option(help="memory: one site after another, here; flower: side by side, on Ray.")
+    ] = Engine.MEMORY,
+    at_once: Annotated[
+        int | None, typer.Option("--clients-at-once", help="With flower: sites that train side by side.", min=1)
+    ] = None,
 ) -> None:
-    """Run an experiment in this process: several sites, one base model, real bytes between them."""
+    """Run an experiment on this machine: several sites, real bytes between them."""
     with reported("stopped; take the run up with --resume"):
         with out.status("starting"):
             from fedpeft import simulation
@@ -39,18 +56,32 @@ def simulate(
                 overrides = list(settings or []) + ([f"rounds={rounds}"] if rounds else [])
                 experiment = load(config, overrides)
                 folder = simulation.new_folder(runs, experiment.name)
-        view = View(experiment.rounds, experiment.cohort or experiment.sites)
-        with out.status("preparing") as status:
-            built = simulation.Simulation(experiment, folder, status.update, view.watch)
-        with built as running:
-            _introduce(running)
-            began = time.monotonic()
-            with view.live():
-                for metrics in running.server.history():
-                    view.add(metrics)
-                for metrics in running.run():
-                    view.add(metrics)
-            _conclude(running, time.monotonic() - began)
+        if engine is Engine.FLOWER:
+            with out.status("importing Flower and Ray"):
+                from fedpeft.runtime.flower.ray import on_ray
+            on_ray(experiment, folder, partial(_follow, experiment, folder), at_once)
+        elif at_once is None:
+            _follow(experiment, folder)
+        else:
+            raise typer.BadParameter("--clients-at-once is for --engine flower; memory trains one site after another")
+
+
+def _follow(experiment: "Experiment", folder: Path, connect: "Connect | None" = None) -> None:
+    """Run to the end, in front of the user."""
+    from fedpeft.simulation import Simulation
+
+    view = View(experiment.rounds, experiment.cohort or experiment.sites)
+    with out.status("preparing") as status:
+        built = Simulation(experiment, folder, status.update, view.watch, connect)
+    with built as running:
+        _introduce(running)
+        began = time.monotonic()
+        with view.live():
+            for metrics in running.server.history():
+                view.add(metrics)
+            for metrics in running.run():
+                view.add(metrics)
+        _conclude(running, time.monotonic() - began)
 
 
 def _introduce(running: "Simulation") -> None:

@@ -43,10 +43,10 @@ def _folder(run: str | None, runs: Path) -> Path:
         JournalError: there is none.
     """
     if run is not None:
-        folder = next((path for path in (Path(run), runs / run) if path.is_dir()), None)
-        if folder is None:
+        folders = [path for path in (Path(run), runs / run) if path.is_dir()]
+        if not folders:
             raise JournalError(f"{run!r} is no run: expected a run's folder or the name of one in {runs}/")
-        return folder
+        return next((folder for folder in folders if (folder / picture.NAME).exists()), folders[-1])
     paths = list(runs.glob(f"*/{picture.NAME}"))
     if not paths:
         raise JournalError(f"{runs}/ holds no run of a server; name a run's folder, or where runs are with --runs")

@@ -1,18 +1,22 @@
 """The delta as it is, in one of three floating-point types."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fedpeft import kernels
 from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
 
 _STORED = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+_BLOCK = 1 << 18  # numbers that are widened while they are in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,9 @@ class Identity(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Round to nearest even."""
-        rounded = delta.detach().cpu().to(getattr(torch, self.dtype))
-        if not torch.isfinite(rounded).all():
+        exact = self.dtype == "float32"
+        rounded = delta.detach().cpu().float() if exact else _empty(delta.numel(), self.dtype).copy_(delta.detach())
+        if rounded.numel() and not all(math.isfinite(end) for end in torch.aminmax(rounded)):
             i = int((~torch.isfinite(rounded)).nonzero()[0])
             raise ValueError(f"coordinate {i} is {float(delta[i])}, beyond the range of {self.dtype}")
         stored = rounded.view(torch.uint16) if self.dtype == "bfloat16" else rounded
@@ -59,9 +64,27 @@ class Identity(Codec):
         Raises:
             PayloadError: a bfloat16 is not finite (the wire, to which it is an integer, cannot tell).
         """
-        values = take(parts, "values", Numbers).values
-        if self.dtype == "bfloat16":
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-            if not np.isfinite(values).all():
-                raise PayloadError(Defect.NON_FINITE, "the 16 bits of a bfloat16 stand for infinity or NaN")
-        return torch.from_numpy(values.astype(np.float32))
+        stored = _readable(take(parts, "values", Numbers))
+        vector = _empty(stored.size, "float32")
+        out = vector.numpy()
+        for begin in range(0, stored.size, _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            if self.dtype == "float32":
+                out[block] = stored[block]
+            else:
+                aligned = torch.from_numpy(stored[block].astype(_STORED[self.dtype]))
+                vector[block] = aligned.view(getattr(torch, self.dtype))
+        if self.dtype == "bfloat16" and not kernels.all_finite(out):
+            raise PayloadError(Defect.NON_FINITE, "the 16 bits of a bfloat16 stand for infinity or NaN")
+        return vector
+
+
+def _empty(numel: int, dtype: str) -> Tensor:
+    """A vector to be filled: numpy, unlike torch, asks for large pages, without which new memory costs most of all."""
+    return torch.from_numpy(np.empty(numel, _STORED[dtype])).view(getattr(torch, dtype))
+
+
+def _readable(part: Numbers) -> NDArray[Any]:
+    """The numbers to be read from: those that a wire lends need not be copied first."""
+    lent: NDArray[Any] | None = getattr(part, "lent", None)
+    return part.values if lent is None else lent

@@ -16,11 +16,13 @@ from fedpeft.data.base import (
 from fedpeft.data.hub import HuggingFaceDataset
 from fedpeft.data.local import LocalFile
 from fedpeft.data.partition import IID, ByGroup, ByLabel, Dirichlet
+from fedpeft.data.share import Share
 from fedpeft.data.stdlib_docs import StdlibDocs
 
 SOURCES: dict[str, Any] = {
     "HuggingFaceDataset": HuggingFaceDataset,
     "LocalFile": LocalFile,
+    "Share": Share,
     "StdlibDocs": StdlibDocs,
 }
 PARTITIONS: dict[str, Any] = {"IID": IID, "ByGroup": ByGroup, "ByLabel": ByLabel, "Dirichlet": Dirichlet}
@@ -35,6 +37,7 @@ __all__ = [
     "HuggingFaceDataset",
     "LocalFile",
     "Partition",
+    "Share",
     "SiteIndices",
     "SiteSummary",
     "Source",
@@ -52,7 +55,7 @@ def parse_source(text: str, *, imports: bool = False) -> Source:
     Raises:
         ConfigError: the text is no such expression.
     """
-    source: Source = expressions.parse(text, Source, SOURCES, imports=imports)
+    source: Source = expressions.parse(text, Source, SOURCES | PARTITIONS, imports=imports)
     return source
 
 

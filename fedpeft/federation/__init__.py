@@ -5,8 +5,11 @@ from fedpeft.federation.events import Event, Happening, Watch, everyone, unwatch
 from fedpeft.federation.journal import Journal
 from fedpeft.federation.optimizer import ServerOptimizer
 from fedpeft.federation.plan import Plan
+from fedpeft.federation.policy import Policy
+from fedpeft.federation.replies import largest_reply
 from fedpeft.federation.server import Server
 from fedpeft.federation.state import ServerState
+from fedpeft.federation.tasks import largest_task
 from fedpeft.federation.transport import Arrival, Handler, NodeId, Transport
 
 __all__ = [
@@ -19,11 +22,14 @@ __all__ = [
     "Journal",
     "NodeId",
     "Plan",
+    "Policy",
     "Server",
     "ServerOptimizer",
     "ServerState",
     "Transport",
     "Watch",
     "everyone",
+    "largest_reply",
+    "largest_task",
     "unwatched",
 ]

@@ -109,8 +109,9 @@ class Client:
         store: where its state lives.
         plugins: codecs beyond this package's that a task may name, by their expression.
         policy: what a task may ask for.
-        confide: told the traceback of a failure, of which the server then learns the error's class alone: a message
-            may quote the site's data. None: the server is told everything, as suits a simulation.
+        confide: told why a task was refused, and the traceback of one that failed, of which the server then learns
+            the error's class alone: a message may quote the site's data. None: the server is told everything, as
+            suits a simulation.
     """
 
     def __init__(
@@ -136,6 +137,8 @@ class Client:
         try:
             return self._answer(task)
         except RefusedError as error:
+            if self._confide is not None:
+                self._confide(f"refused a task of round {task.round}: {error}")
             return _refusal(task, error.reason, error.detail)
         except Exception as error:
             return messages.join(pb.Reply(run=task.run, round=task.round, failure=self._failure(error)))
@@ -144,7 +147,7 @@ class Client:
         trace = traceback.format_exc()[-_LONGEST_TRACE:]
         if self._confide is None:
             return pb.Failure(error=f"{type(error).__name__}: {error}"[:_LONGEST_TRACE], trace=trace)
-        self._confide(trace)
+        self._confide(f"failed at a task:\n{trace}")
         return pb.Failure(error=f"{type(error).__name__}; the site's own log says more")
 
     def _answer(self, task: pb.Task) -> bytes:
@@ -154,7 +157,7 @@ class Client:
         state = self._store.load()
         if state.run != task.run:
             state = self._store.empty(task.run)
-        if task.round == state.replied:
+        if 0 < task.round == state.replied:
             return state.reply
         if task.round < max(state.replied, 1):
             raise RefusedError(Reason.OTHER_ROUND, f"already at round {state.replied}, asked for round {task.round}")

@@ -5,7 +5,6 @@ named by its SHA-256. A process killed at any instant leaves a readable journal:
 torn line was never acted upon.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from fedpeft.durable import flush_folder, write_durably
+from fedpeft.durable import flush_folder, hold, write_durably
 from fedpeft.errors import JournalError
 
 Record: TypeAlias = dict[str, Any]
@@ -36,12 +35,7 @@ class Journal:
         self.folder = folder
         self._blobs = folder / "blobs"
         self._blobs.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise JournalError(f"{folder}: another process is working on this run") from None
+        self._lock = hold(folder, "is working on this run")
         try:
             self.records = self._read()
         except JournalError:

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from fedpeft._proto import federation_pb2 as pb
-from fedpeft.errors import Reason, RefusedError
+from fedpeft.errors import ConfigError, Reason, RefusedError
+from fedpeft.expressions import called
 
 PROTECTIONS = ("masking", "noise")
 
@@ -15,13 +15,14 @@ PROTECTIONS = ("masking", "noise")
 class Policy:
     """The bounds of what a site does for a server; the default allows what the program can do.
 
-    Expressions are compared with patterns in which `*` stands for anything, as in "ErrorFeedback(Ternary(*))".
+    A codec or a strategy is allowed when each class in its expression is named: `ErrorFeedback` and `Ternary` allow
+    `ErrorFeedback(Ternary(density=0.2))`. "*" allows everything.
 
     Args:
         base_sha256: the only base model, hexadecimal; "" for the one that the site has loaded.
-        codecs: patterns of what may encode the site's updates.
-        broadcasts: patterns of what may encode the steps of the global adapter.
-        strategies: patterns of what may merge updates.
+        codecs: names of the classes that may encode the site's updates.
+        broadcasts: names of the classes that may encode the steps of the global adapter.
+        strategies: names of the classes that may merge updates.
         most_local_steps: in a round.
         largest_learning_rate: of local training.
         min_cohort: the fewest sites whose updates are merged with this one's, this one included.
@@ -54,11 +55,11 @@ class Policy:
         """
         if self.base_sha256 and self.base_sha256 != base_sha256:
             raise _refused("base_sha256", f"{self.base_sha256[:16]}...", f"{base_sha256[:16]}... loaded here")
-        _match("codecs", self.codecs, task.codec)
+        _check_names("codecs", self.codecs, task.codec)
         for step in task.broadcasts:
             if step.from_round:  # the whole adapter always comes in plain fp16
-                _match("broadcasts", self.broadcasts, step.codec)
-        _match("strategies", self.strategies, task.strategy)
+                _check_names("broadcasts", self.broadcasts, step.codec)
+        _check_names("strategies", self.strategies, task.strategy)
         settings = task.settings
         if settings.local_steps > self.most_local_steps:
             raise _refused("most_local_steps", f"at most {self.most_local_steps}", f"{settings.local_steps}")
@@ -74,9 +75,15 @@ class Policy:
             )
 
 
-def _match(rule: str, patterns: Sequence[str], expression: str) -> None:
-    if not any(fnmatchcase(expression, pattern.replace("[", "[[]")) for pattern in patterns):
-        raise _refused(rule, " or ".join(patterns) or "none", repr(expression[:200]))
+def _check_names(rule: str, allowed: Sequence[str], expression: str) -> None:
+    if "*" in allowed:
+        return
+    try:
+        other = sorted(called(expression) - set(allowed))
+    except ConfigError as error:
+        raise RefusedError(Reason.POLICY, f"{rule}: {error}") from None
+    if other or not expression:
+        raise _refused(rule, ", ".join(allowed) or "none", f"{', '.join(other)} in {expression[:200]!r}")
 
 
 def _refused(rule: str, allowed: str, asked: str) -> RefusedError:

@@ -152,9 +152,9 @@ class Round:
         """
         at_work = self._setting.at_work
         lost: set[NodeId] = set()
+        spent = {r["node"] for r in self._refused() if r["final"] and r["base"] == self.number}
         while len(self.accepted) < self._wanted:
-            done = {r["node"] for r in self.accepted if r["base"] == self.number}
-            done |= {r["node"] for r in self._refused() if r["final"] and r["base"] == self.number}
+            done = spent | {r["node"] for r in self.accepted if r["base"] == self.number}
             new = {n: self._tasks.task(n, n in lost) for n in self._cohort if n not in at_work and n not in done}
             self._ask(new)
             at_work |= {node: (self.number, data) for node, data in new.items()}
@@ -165,8 +165,10 @@ class Round:
                 return
             base, _ = at_work.pop(arrival.node, (self.number, b""))
             error = self._receive(arrival, base, late=False)
-            if error and error.reason is Reason.STALE_ADAPTER:
+            if error and error.reason is Reason.STALE_ADAPTER and arrival.node not in lost:
                 lost.add(arrival.node)
+            elif error and base == self.number:
+                spent.add(arrival.node)
 
     def _ask(self, requests: dict[NodeId, bytes]) -> None:
         if requests:
@@ -197,7 +199,7 @@ class Round:
         return None
 
     def _check(self, arrival: Arrival, base: int) -> Checked:
-        if arrival.node not in self._cohort:
+        if arrival.node not in self._cohort and base == self.number:
             raise RefusedError(Reason.NOT_ASKED, f"node {arrival.node!r} is not in the cohort of round {self.number}")
         for record in self._journal.of("ACCEPT", self.number):
             if (record["node"], record["base"]) == (arrival.node, base):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import Context
+from fedpeft.errors import Reason
 from fedpeft.federation import broadcast
 from fedpeft.federation.journal import Journal, Record
 from fedpeft.federation.plan import Plan
@@ -69,7 +70,7 @@ class Tasks:
             lost: it no longer has the adapter that it was sent before.
         """
         task = self._head(node)
-        held = 0 if lost else self._state.counted.get(node, 0)
+        held = 0 if lost else task.counted
         steps = [record for record in self._steps if record["round"] > held]
         all_kept = len(steps) == self._number - held
         if held and all_kept and sum(r["step_bytes"] for r in steps) < len(self._whole):
@@ -93,8 +94,8 @@ class Tasks:
             client=self._clients[node],
             seed=self._plan.seed,
             codec=repr(self._plan.codec),
-            counted=self._state.counted.get(node, 0),
-            refused=self._state.refused.get(node, 0),
+            counted=max(self._state.counted.get(node, 0), *self._answered(node, "ACCEPT")),
+            refused=max(self._state.refused.get(node, 0), *self._answered(node, "REFUSE", Reason.BAD_PAYLOAD)),
             strategy=repr(self._plan.strategy),
             cohort=self._merged,
             settings=pb.Settings(
@@ -106,6 +107,11 @@ class Tasks:
                 labels=settings.labels,
             ),
         )
+
+    def _answered(self, node: NodeId, kind: str, why: str = "") -> list[int]:
+        """Earlier rounds whose tasks a node answered in this one, as it does in a buffered run; 0 where it did not."""
+        records = (r for r in self._journal.of(kind, self._number) if r["node"] == node)
+        return [0, *(r["base"] for r in records if r["base"] < self._number and r.get("why", "").startswith(why))]
 
 
 def kept_steps(journal: Journal, number: int, space: Space) -> list[Record]:

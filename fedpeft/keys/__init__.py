@@ -5,7 +5,7 @@ ca.crt`. A private key stays where it was made: a site sends a request, the coor
 """
 
 from fedpeft.keys.authority import AUTHORITY_DAYS, SERVER_DAYS, SITE_DAYS, init, renew_server, requested, sign
-from fedpeft.keys.pair import expires, nobody, pair, trusted
+from fedpeft.keys.pair import expires, fingerprint, nobody, pair, trusted
 from fedpeft.keys.roster import Member, Roster, identify, revoke, roster
 from fedpeft.keys.site import install, request
 
@@ -16,6 +16,7 @@ __all__ = [
     "Member",
     "Roster",
     "expires",
+    "fingerprint",
     "identify",
     "init",
     "install",

@@ -45,6 +45,15 @@ def nobody() -> bytes:
     return crt.pem(Authority.new().certificate)
 
 
+def fingerprint(certificate: Path) -> str:
+    """The SHA-256 (hexadecimal) of a certificate's key, by which two people can compare it.
+
+    Raises:
+        IdentityError: it cannot be read.
+    """
+    return crt.read(certificate, lambda pem: crt.fingerprint(crt.public_key(crt.certificates(pem)[0])), "a certificate")
+
+
 def expires(certificate: Path) -> datetime:
     """When a certificate expires, so that its holder can be told in time.
 

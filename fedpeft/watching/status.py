@@ -26,7 +26,7 @@ class Status:
     """What is known of a run and of its sites; a thread writes it while the context lasts.
 
     It is written half a second after a change at the latest, at once when a round ends, and every few seconds in
-    any case, so that a reader can tell a process that waits from one that died.
+    any case, so that a reader can tell a process that waits from one that died. The folder must exist by then.
 
     Args:
         folder: of the run.
@@ -37,7 +37,9 @@ class Status:
 
     def __init__(self, folder: Path, name: str, rounds: int, sites: Iterable[NodeId] = ()) -> None:
         self._folder = folder
-        self._picture = Picture(name=name, rounds=rounds, sites={one_line(site): SitePicture() for site in sites})
+        self._picture = Picture(
+            name=one_line(name), rounds=rounds, sites={one_line(site): SitePicture() for site in sites}
+        )
         self._changed = threading.Condition()
         self._dirty = self._urgent = self._closed = False
         self._error: OSError | None = None

@@ -16,8 +16,6 @@ _NAME, _DATA, _TABLE = 1, 4, 5  # of Part
 _OTHER_FIELDS = 64  # the header, and fields that this version does not know
 _PART_FIELDS = 64
 
-Pieces = list[bytes | memoryview]
-
 
 def seal(header: pb.Header, parts: Iterable[tuple[str, int, Coded]]) -> bytes:
     """The payload of a header and of coded parts (name, number of elements, bytes), as protobuf would serialise it.
@@ -56,10 +54,8 @@ def open_content(data: memoryview, most_parts: int, most_beside: int) -> tuple[p
     """
     content = _checked(data)
     try:
-        kept, part_data = _split_content(content, most_parts)
-        if (length := sum(map(len, kept))) > most_beside:
-            raise PayloadError(Defect.TOO_LARGE, f"at most {most_beside} bytes beside the parts' data, got {length}")
-        return pb.Content.FromString(b"".join(kept)), part_data
+        kept, part_data = _split_content(content, most_parts, most_beside)
+        return pb.Content.FromString(bytes(kept)), part_data
     except (MalformedError, DecodeError) as error:
         raise PayloadError(Defect.MALFORMED, f"the content is not readable: {error}") from None
 
@@ -91,29 +87,34 @@ def _canonical(data: memoryview, position: int, number: int) -> tuple[memoryview
     return value, begin + length
 
 
-def _split_content(content: memoryview, most_parts: int) -> tuple[Pieces, list[memoryview]]:
+def _split_content(content: memoryview, most_parts: int, most_beside: int) -> tuple[bytearray, list[memoryview]]:
     """What protobuf has to see of a content, and the `data` of each part."""
     excess = PayloadError(Defect.EXTRA_PART, f"expected at most {most_parts} parts, got more")
-    kept: Pieces = []
-    part_data = []
+    kept, part_data = bytearray(), []
     for entry in entries(content, most_parts + _OTHER_FIELDS, excess):
         if entry.kind != Kind.DELIMITED or entry.number == _HEADER:
-            kept.append(entry.whole)
+            _keep(kept, entry.whole, most_beside)
         elif entry.number == _PARTS:
-            rest, data = _split_part(entry.value)
-            kept += delimited(_PARTS, *rest)
+            rest, data = _split_part(entry.value, most_beside)
+            _keep(kept, b"".join(delimited(_PARTS, rest)), most_beside)
             part_data.append(data)
     return kept, part_data
 
 
-def _split_part(part: memoryview) -> tuple[Pieces, memoryview]:
+def _split_part(part: memoryview, most_beside: int) -> tuple[bytes, memoryview]:
     """What protobuf has to see of a part, and its `data`: where that occurs more than once, the last counts."""
     excess = MalformedError(f"a part has more than {_PART_FIELDS} fields")
-    kept: Pieces = []
-    data = part[:0]
+    kept, data = bytearray(), part[:0]
     for entry in entries(part, _PART_FIELDS, excess):
         if entry.kind != Kind.DELIMITED or entry.number in (_NAME, _TABLE):
-            kept.append(entry.whole)
+            _keep(kept, entry.whole, most_beside)
         elif entry.number == _DATA:
             data = entry.value
-    return kept, data
+    return bytes(kept), data
+
+
+def _keep(kept: bytearray, piece: bytes | memoryview, most: int) -> None:
+    """Append, up to a length."""
+    if len(kept) + len(piece) > most:
+        raise PayloadError(Defect.TOO_LARGE, f"expected at most {most} bytes beside the parts' data, got more")
+    kept += piece

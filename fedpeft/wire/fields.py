@@ -5,8 +5,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 LONGEST = 2**31 - 1  # what protobuf takes for the length of a field
-_TAG_BYTES, _LENGTH_BYTES, _VARINT_BYTES = 5, 5, 10
-_LARGEST_TAG = 2**32 - 1
+_TAG_BYTES, _VARINT_BYTES = 5, 10
+_LARGEST_TAG, _LARGEST_VARINT = 2**32 - 1, 2**64 - 1
 
 
 class Kind(IntEnum):
@@ -101,14 +101,14 @@ def read_length(message: memoryview, position: int) -> tuple[int, int]:
     Raises:
         MalformedError: the bytes end first, or the length is not one that protobuf takes.
     """
-    length, position = read_varint(message, position, _LENGTH_BYTES)
+    length, position = read_varint(message, position, _VARINT_BYTES)
     if length > LONGEST:
         raise MalformedError(f"expected a length of at most {LONGEST}, got {length}")
     return length, position
 
 
 def read_varint(message: memoryview, position: int, most_bytes: int) -> tuple[int, int]:
-    """A number, and where it ends.
+    """A number, cut to 64 bits as protobuf does, and where it ends.
 
     Raises:
         MalformedError: the bytes end first, or the number is longer.
@@ -117,7 +117,7 @@ def read_varint(message: memoryview, position: int, most_bytes: int) -> tuple[in
     for i, byte in enumerate(message[position : position + most_bytes]):
         value |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
-            return value, position + i + 1
+            return value & _LARGEST_VARINT, position + i + 1
     raise MalformedError(f"a number ends neither within {most_bytes} bytes nor before the last one")
 
 

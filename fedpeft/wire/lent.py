@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fedpeft import kernels
 from fedpeft.codecs import Numbers
 
-_BLOCK = 1 << 18  # numbers that are copied and looked at while they are in the processor's cache
+_BLOCK = 1 << 19  # numbers that are copied and looked at while they are in the processor's cache
 _HALF_MAGNITUDE, _HALF_INFINITY = 0x7FFF, 0x7C00
 
 

@@ -26,6 +26,8 @@ def options(keepalive_s: float) -> list[tuple[str, Any]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", every_ms // 2),
         ("grpc.http2.min_time_between_pings_ms", every_ms),
         ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 60_000),  # a connection whose certificate is good, and that asks for nothing
         ("grpc.so_reuseport", 0),
         ("grpc.enable_retries", 0),
         ("grpc.lookahead_bytes", 1 << 20),

@@ -10,11 +10,11 @@ from typing import TypeAlias
 from fedpeft._proto import session_pb2 as pb
 from fedpeft.errors import Defect, PayloadError, Reason, RefusedError
 from fedpeft.runtime.grpc.gate import Gate
-from fedpeft.runtime.grpc.spool import Incoming, Spool
+from fedpeft.runtime.grpc.spool import PIECE, Incoming, Spool
 
-PIECE = 1 << 20
 WINDOW = 8 << 20  # bytes sent ahead of what the other end has kept
 SMALL = 1 << 16  # a message of so many bytes goes with its offer
+MOST_FRAMES = 256  # that wait to be sent, pieces apart: an end that keeps to the protocol leaves a dozen at most
 
 LinkGate: TypeAlias = "Gate[Link]"
 
@@ -46,13 +46,21 @@ class _Outgoing:
     digest: bytes
     data: bytes
     sent: int = 0
-    limit: int = 0
+    limit: int = 0  # 0: the other end has not asked for it yet
+
+
+@dataclass(eq=False)
+class _Coming:
+    offer: pb.Offer
+    file: Incoming
+    admitted: bool = False
 
 
 class Link:
     """Carries messages both ways; one at a time each way, a newer in place of an older.
 
-    Frames come in on one thread (`handle`), go out on another (`frames`), and messages are sent from a third.
+    Frames come in on one thread (`handle`), go out on another (`frames`), and everything else may be called from any
+    thread: it neither waits nor touches a file.
 
     Args:
         peer: whom it is with.
@@ -61,6 +69,7 @@ class Link:
         largest: bytes of the largest message that this end takes.
         wanted: raises RefusedError for a message that is not wanted; returns False for one that is here already.
         received: is given every message that came whole.
+        refused: is told why a message that was offered is not taken.
         dropped: is told when the other end does not want what was offered.
     """
 
@@ -72,22 +81,25 @@ class Link:
         largest: int,
         wanted: Callable[[pb.Offer], bool],
         received: Callable[[Message], None],
+        refused: Callable[[RefusedError], None],
         dropped: Callable[[pb.Drop], None],
     ) -> None:
         self.peer = peer
         self._spool, self._gate, self._largest = spool, gate, largest
-        self._wanted, self._received, self._dropped = wanted, received, dropped
+        self._wanted, self._received, self._refused, self._dropped = wanted, received, refused, dropped
         self._changed = threading.Condition()
         self._frames: deque[pb.Frame] = deque()
         self._out: _Outgoing | None = None
-        self._offer: pb.Offer | None = None
-        self._in: Incoming | None = None
+        self._coming: _Coming | None = None
         self.closed = False
 
     def push(self, frame: pb.Frame) -> None:
-        """Send a frame."""
+        """Send a frame; an end that does not read what it is sent is given up."""
         with self._changed:
-            self._frames.append(frame)
+            if len(self._frames) < MOST_FRAMES:
+                self._frames.append(frame)
+            else:
+                self.closed = True
             self._changed.notify_all()
 
     def send(self, data: bytes, digest: bytes, answers: bytes = b"") -> None:
@@ -96,7 +108,7 @@ class Link:
         offer = pb.Offer(digest=digest, size=len(data), answers=answers, data=data if small else b"")
         with self._changed:
             self._out = None if small else _Outgoing(digest, data)
-        self.push(pb.Frame(offer=offer))
+            self.push(pb.Frame(offer=offer))
 
     def frames(self) -> Iterator[pb.Frame]:
         """What is to be sent, until the link is closed and all is."""
@@ -112,11 +124,14 @@ class Link:
             yield frame
 
     def handle(self, frame: pb.Frame) -> None:
-        """Take in a frame.
+        """Take in a frame; after the link was closed, ignore it.
 
         Raises:
             PayloadError: the other end does not keep to the protocol.
+            OSError: the spool cannot be written.
         """
+        if self.closed:
+            return
         match frame.WhichOneof("frame"):
             case "offer":
                 self._offered(frame.offer)
@@ -132,20 +147,15 @@ class Link:
             case other:
                 raise PayloadError(Defect.MALFORMED, f"expected a frame of a message under way, got {other}")
 
-    def refuse(self, reason: Reason, detail: str) -> None:
-        """Take no more of the message that is coming in, if one is."""
-        offer = self._offer
-        if offer is not None:
-            self._end()
-            self._spool.discard(self.peer)
-            self._drop(offer, RefusedError(reason, detail))
-
-    def wait_again(self) -> None:
-        """Let others receive first; what has come is kept."""
-        offer = self._offer
-        if offer is not None:
-            self._suspend()
-            self._gate.enter(self, lambda: self._begin(offer))
+    def close_round(self, task: bytes | None) -> None:
+        """Take no more of the message that is coming in, if one is, unless it answers this task."""
+        with self._changed:
+            coming = self._coming
+            if coming is None or coming.offer.answers == task:
+                return
+            self._coming = None
+        self._gate.leave(self)
+        self._drop(coming.offer, RefusedError(Reason.LATE, "the round that it answers was closed"))
 
     def bye(self, why: str, refused: bool = False, finished: bool = False) -> None:
         """Say good-bye, and close."""
@@ -159,12 +169,6 @@ class Link:
             self._changed.notify_all()
         self._end()
 
-    @property
-    def answering(self) -> bytes:
-        """Digest of the task that the message coming in answers; b"" where none is coming."""
-        offer = self._offer
-        return offer.answers if offer is not None else b""
-
     def _offered(self, offer: pb.Offer) -> None:
         self._end()
         try:
@@ -175,53 +179,69 @@ class Link:
                 raise RefusedError(Reason.BAD_PAYLOAD, f"expected a SHA-256, got {len(offer.digest)} bytes")
             if not self._wanted(offer):
                 self._keep(offer.digest, offer.size)
-            elif offer.size <= SMALL:
-                if (len(offer.data), hashlib.sha256(offer.data).digest()) != (offer.size, offer.digest):
-                    raise RefusedError(Reason.BAD_PAYLOAD, "the message is not what its sender announced")
-                self._received(Message(offer.digest, offer.answers, offer.data))
-                self._keep(offer.digest, offer.size)
+            elif offer.size > SMALL:
+                self._begin(offer)
+            elif (len(offer.data), hashlib.sha256(offer.data).digest()) == (offer.size, offer.digest):
+                self._take_in(Message(offer.digest, offer.answers, offer.data))
             else:
-                with self._changed:
-                    self._offer = offer
-                self._gate.enter(self, lambda: self._begin(offer))
+                raise RefusedError(Reason.BAD_PAYLOAD, "the message is not what its sender announced")
         except RefusedError as error:
             self._drop(offer, error)
 
     def _begin(self, offer: pb.Offer) -> None:
-        incoming = None
+        coming = _Coming(offer, self._spool.open(self.peer, offer.digest, offer.size))
+        if coming.file.offset == offer.size:
+            self._finish(coming)
+            return
         with self._changed:
-            if self._offer is offer and not self.closed:
-                incoming = self._in = self._spool.open(self.peer, offer.digest, offer.size)
-        if incoming is None:
+            self._coming = coming
+        self._gate.enter(self, lambda admitted: self._turn(coming, admitted))
+        with self._changed:
+            gone = self.closed or self._coming is not coming
+        if gone:
             self._gate.leave(self)
-        elif incoming.offset == offer.size:
-            self._finish(offer, incoming)
-        else:
-            self.push(pb.Frame(take=pb.Take(digest=offer.digest, offset=incoming.offset)))
+
+    def _turn(self, coming: _Coming, admitted: bool) -> None:
+        with self._changed:
+            if self._coming is coming:
+                coming.admitted = admitted
+                if admitted:
+                    self.push(pb.Frame(take=pb.Take(digest=coming.offer.digest, offset=coming.file.offset)))
 
     def _came(self, chunk: pb.Chunk) -> None:
         with self._changed:
-            offer, incoming = self._offer, self._in
-            if offer is None or incoming is None or (chunk.digest, chunk.offset) != (offer.digest, incoming.offset):
+            coming = self._coming
+            if coming is None or not coming.admitted:
                 return  # sent before the other end knew that it is to wait, or is not wanted
-            incoming.add(chunk.offset, chunk.data)
-        self._gate.touch(self)
-        if incoming.offset == offer.size:
-            self._finish(offer, incoming)
-        else:
-            self._keep(offer.digest, incoming.offset)
-
-    def _finish(self, offer: pb.Offer, incoming: Incoming) -> None:
-        with self._changed:
-            self._offer = self._in = None
-        self._gate.leave(self)
-        try:
-            message = Message(offer.digest, offer.answers, incoming.whole(), incoming)
-        except PayloadError as error:
-            self._drop(offer, RefusedError(Reason.BAD_PAYLOAD, str(error)))
+            if (chunk.digest, chunk.offset) != (coming.offer.digest, coming.file.offset):
+                return
+        coming.file.add(chunk.data)
+        if coming.file.offset < coming.offer.size:
+            self._gate.touch(self)
+            self._keep(coming.offer.digest, coming.file.offset)
             return
+        with self._changed:
+            if self._coming is not coming:
+                return
+            self._coming = None
+        self._gate.leave(self)
+        self._finish(coming)
+
+    def _finish(self, coming: _Coming) -> None:
+        offer = coming.offer
+        try:
+            data = coming.file.whole()
+        except PayloadError as error:
+            if coming.file.recalled:  # perhaps the disk is to blame for what it was said to hold
+                self._begin(offer)
+            else:
+                self._drop(offer, RefusedError(Reason.BAD_PAYLOAD, str(error)))
+            return
+        self._take_in(Message(offer.digest, offer.answers, data, coming.file))
+
+    def _take_in(self, message: Message) -> None:
         self._received(message)
-        self._keep(offer.digest, offer.size)
+        self._keep(message.digest, len(message.data))
 
     def _move(self, digest: bytes, start: int | None, kept: int | None) -> None:
         with self._changed:
@@ -230,24 +250,18 @@ class Link:
                 return
             if kept is None or kept >= len(out.data):
                 self._out = None
-            else:
-                out.sent = out.sent if start is None else start
+            elif start is not None:
+                out.sent, out.limit = start, start + WINDOW
+            elif out.limit:
                 out.limit = kept + WINDOW
             self._changed.notify_all()
 
     def _may_send(self) -> bool:
         return self._out is not None and self._out.sent < min(self._out.limit, len(self._out.data))
 
-    def _suspend(self) -> None:
-        with self._changed:
-            incoming, self._in = self._in, None
-        if incoming is not None:
-            incoming.close()
-
     def _end(self) -> None:
         with self._changed:
-            self._offer = None
-        self._suspend()
+            self._coming = None
         self._gate.leave(self)
 
     def _keep(self, digest: bytes, offset: int) -> None:
@@ -256,6 +270,7 @@ class Link:
     def _drop(self, offer: pb.Offer, error: RefusedError) -> None:
         drop = pb.Drop(digest=offer.digest, reason=error.reason.value, detail=error.detail[:2000])
         self.push(pb.Frame(drop=drop))
+        self._refused(error)
 
 
 def _piece(out: _Outgoing) -> pb.Frame:

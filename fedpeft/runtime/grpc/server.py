@@ -13,14 +13,23 @@ import grpc
 
 from fedpeft import __version__, keys
 from fedpeft._proto import session_pb2 as pb
-from fedpeft.errors import FedpeftError, IdentityError, Reason, RefusedError, RunError, StoppedError
+from fedpeft.errors import (
+    IdentityError,
+    Reason,
+    RefusedError,
+    RunError,
+    StoppedError,
+)
 from fedpeft.federation import Arrival, Event, Happening, NodeId, Watch, unwatched
 from fedpeft.runtime.grpc import credentials, endpoint
 from fedpeft.runtime.grpc.gate import Gate
 from fedpeft.runtime.grpc.link import Link, LinkGate, Message
+from fedpeft.runtime.grpc.session import GOOD_BYE_S, Session
 from fedpeft.runtime.grpc.spool import Spool
 
 Admit = Callable[[NodeId, pb.Hello], None]
+
+_AT_ONCE = 8  # connections of one site: the living one, and some that have not been found dead yet
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,6 @@ class _Task:
     reply: bytes = b""
 
 
-@dataclass(frozen=True, eq=False)
-class _Session:
-    link: Link
-    fingerprint: str
-    done: threading.Event
-
-
 class GrpcTransport:
     """A `Transport` over sites that hold one bidirectional stream each; use it as a context manager.
 
@@ -88,10 +90,11 @@ class GrpcTransport:
         watch: Watch = unwatched,
     ) -> None:
         self._limits, self._least, self._admit, self._watch = limits or Limits(), least, admit, watch
-        self._keys, self._spool = folder, Spool(spool)
+        self._keys, self._roster, self._spool = folder, keys.Roster(folder), Spool(spool)
         self._gate: LinkGate = Gate(self._limits.uploads)
         self._changed = threading.Condition()
-        self._sessions: dict[NodeId, _Session] = {}
+        self._open: set[Session] = set()
+        self._sessions: dict[NodeId, Session] = {}
         self._tasks: dict[NodeId, _Task] = {}
         self._inbox: deque[tuple[NodeId, Message]] = deque()
         self._stopping = False
@@ -113,7 +116,8 @@ class GrpcTransport:
             raise RunError(f"cannot listen on {address}: {error}") from None
         self.address = f"{address.rpartition(':')[0]}:{port}"
         self._server.start()
-        threading.Thread(target=self._keep_house, name="housekeeping", daemon=True).start()
+        self._house = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
+        self._house.start()
 
     def nodes(self) -> Sequence[NodeId]:
         """The sites that are connected, once there are as many as a round needs.
@@ -143,11 +147,23 @@ class GrpcTransport:
                 if not self._inbox:
                     return
                 node, message = self._inbox.popleft()
-            yield Arrival(node, message.data)
-            message.discard()
+            try:
+                yield Arrival(node, message.data)
+            finally:
+                message.discard()
+
+    def pause(self, seconds: float) -> None:
+        """Wait.
+
+        Raises:
+            StoppedError: `stop` was called.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping, seconds)
+            self._check_stopping()
 
     def stop(self) -> None:
-        """Make `nodes` and `exchange` raise StoppedError; may be called from a signal handler's thread."""
+        """Make `nodes`, `exchange` and `pause` raise StoppedError; may be called from a signal handler's thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -155,14 +171,16 @@ class GrpcTransport:
     def close(self, why: str = "the server stops", finished: bool = False) -> None:
         """Say good-bye to the sites and let go of the address."""
         self.stop()
+        ended = self._server.stop(GOOD_BYE_S)
         with self._changed:
-            sessions = list(self._sessions.values())
+            sessions = list(self._open)
         for session in sessions:
-            session.link.bye(why, finished=finished)
-        for session in sessions:
-            session.done.wait(5)
-        self._server.stop(1).wait()
+            session.dismiss(why, finished=finished)
+        ended.wait()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open, GOOD_BYE_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._house.join(GOOD_BYE_S)
 
     def __enter__(self) -> "GrpcTransport":
         return self
@@ -178,25 +196,27 @@ class GrpcTransport:
                 old = self._tasks.get(node)
                 if old and old.digest == task.digest and (not old.reply or (node, task.digest) in arrived):
                     tasks[node] = old
-            new = {node for node, task in tasks.items() if self._tasks.get(node) is not task}
+            new = [node for node, task in tasks.items() if self._tasks.get(node) is not task]
             self._tasks = tasks
             late = [(node, m) for node, m in self._inbox if self._digest(node) != m.answers]
             self._inbox = deque((node, m) for node, m in self._inbox if self._digest(node) == m.answers)
             sessions = dict(self._sessions)
+            sent = [node for node in new if self._send(node)]
         for node, message in late:
             message.discard()
             self._tell(Happening.REFUSED, node, why=f"{Reason.LATE.value}: it came after its round was closed")
         for node, session in sessions.items():
-            if session.link.answering not in (b"", self._digest(node)):
-                session.link.refuse(Reason.LATE, "the round that it answers is closed")
-            if node in new:
-                self._send(node, session)
-
-    def _send(self, node: NodeId, session: _Session) -> None:
-        task = self._tasks.get(node)
-        if task is not None and not task.reply:
+            session.link.close_round(self._digest(node))
+        for node in sent:
             self._tell(Happening.WORKING, node, state="downloading")
-            session.link.send(task.data, task.digest)
+
+    def _send(self, node: NodeId) -> bool:
+        """Under the lock, so that no older task is sent after a newer: send a node what it shall be answering."""
+        session, task = self._sessions.get(node), self._tasks.get(node)
+        if session is None or task is None or task.reply:
+            return False
+        session.send(task.data, task.digest)
+        return True
 
     def _digest(self, node: NodeId) -> bytes | None:
         task = self._tasks.get(node)
@@ -223,92 +243,74 @@ class GrpcTransport:
             self._limits.largest_reply,
             wanted=lambda offer: self._wanted(node, offer),
             received=lambda message: self._received(node, message),
+            refused=lambda error: self._tell(Happening.REFUSED, node, why=str(error)),
             dropped=lambda drop: self._tell(Happening.REJECTED, node, why=f"{drop.reason}: {drop.detail}"[:500]),
         )
-        session = _Session(link, fingerprint, threading.Event())
-        if not context.add_callback(lambda: self._left(node, session)):
-            return
-        threading.Thread(target=self._listen, args=(node, session, frames), name=f"from {node}", daemon=True).start()
-        yield from link.frames()
-        self._left(node, session)
-
-    def _listen(self, node: NodeId, session: _Session, frames: Iterator[pb.Frame]) -> None:
-        greeted = threading.Timer(self._limits.greeting_s, lambda: session.link.bye("expected a Hello in time"))
-        greeted.daemon = True
-        greeted.start()
-        why = "the connection was lost"
-        try:
-            first = next(frames)
-            greeted.cancel()
-            self._greet(node, session, first)
-            for frame in frames:
-                match frame.WhichOneof("frame"):
-                    case "working":
-                        state = frame.working.state if frame.working.state in ("training", "idle") else "?"
-                        self._tell(Happening.WORKING, node, state=state)
-                    case "bye":
-                        why = frame.bye.why[:200]
-                        session.link.close()
-                    case _:
-                        session.link.handle(frame)
-        except (grpc.RpcError, StopIteration):
-            pass
-        except RefusedError as error:
-            self._tell(Happening.REJECTED, node, why=str(error))
-            session.link.bye(str(error), refused=True)
-        except (FedpeftError, OSError) as error:
-            why = str(error)
-            session.link.bye(why)
-        finally:
-            greeted.cancel()
-            self._left(node, session, why)
-
-    def _greet(self, node: NodeId, session: _Session, first: pb.Frame) -> None:
-        if first.WhichOneof("frame") != "hello":
-            raise RefusedError(Reason.POLICY, "expected a Hello as the first frame")
-        if first.hello.protocol != endpoint.PROTOCOL:
-            raise RefusedError(
-                Reason.POLICY,
-                f"this server speaks protocol {endpoint.PROTOCOL} (fedpeft {__version__}), "
-                f"the site {first.hello.protocol} (fedpeft {first.hello.version[:40]}); install the same version",
-            )
-        self._admit(node, first.hello)
-        welcome = pb.Welcome(protocol=endpoint.PROTOCOL, version=__version__)
+        session = Session(
+            node,
+            fingerprint,
+            link,
+            hang_up=context.cancel,
+            greeted=self._greeted,
+            works=lambda state: self._tell(Happening.WORKING, node, state=state),
+        )
         with self._changed:
-            if session.done.is_set() or session.link.closed:
+            crowded = sum(other.node == node for other in self._open) >= _AT_ONCE
+            if not crowded:
+                self._open.add(session)
+        if crowded:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{node} has {_AT_ONCE} connections already")
+        if not context.add_callback(link.close):
+            link.close()
+        threading.Thread(target=self._listen, args=(session, frames), name=f"from {node}", daemon=True).start()
+        yield from link.frames()
+
+    def _listen(self, session: Session, frames: Iterator[pb.Frame]) -> None:
+        try:
+            session.listen(frames, self._limits.greeting_s)
+        except RefusedError as error:
+            self._tell(Happening.REJECTED, session.node, why=str(error))
+        finally:
+            self._left(session)
+
+    def _greeted(self, session: Session, hello: pb.Hello) -> None:
+        node = session.node
+        self._admit(node, hello)
+        with self._changed:
+            if session.link.closed:
                 return
-            old = self._sessions.pop(node, None)
-            self._sessions[node] = session
-            session.link.push(pb.Frame(welcome=welcome))
+            old, self._sessions[node] = self._sessions.get(node), session
+            session.link.push(pb.Frame(welcome=pb.Welcome(protocol=endpoint.PROTOCOL, version=__version__)))
+            sent = self._send(node)
             self._changed.notify_all()
         if old is not None:
-            old.link.bye("the site connected anew")
-        self._tell(Happening.CONNECTED, node, version=first.hello.version[:40])
-        self._send(node, session)
+            old.dismiss("the site connected anew")
+        self._tell(Happening.CONNECTED, node, version=hello.version[:40])
+        if sent:
+            self._tell(Happening.WORKING, node, state="downloading")
 
-    def _left(self, node: NodeId, session: _Session, why: str = "the connection was lost") -> None:
+    def _left(self, session: Session) -> None:
         with self._changed:
-            if session.done.is_set():
-                return
-            session.done.set()
-            known = self._sessions.get(node) is session
+            self._open.discard(session)
+            known = self._sessions.get(session.node) is session
             if known:
-                del self._sessions[node]
-        session.link.close()
+                del self._sessions[session.node]
+            self._changed.notify_all()
         if known:
-            self._tell(Happening.DISCONNECTED, node, why=why)
+            self._tell(Happening.DISCONNECTED, session.node, why=session.why)
 
     def _wanted(self, node: NodeId, offer: pb.Offer) -> bool:
         with self._changed:
             task = self._tasks.get(node)
             if task is None or task.digest != offer.answers:
                 raise RefusedError(Reason.LATE, "it answers no task that is open; its round was closed")
-            if task.reply and task.reply != offer.digest:
-                self._tell(Happening.ALARM, node, why="it sent two different replies to one task; the first counts")
-                raise RefusedError(Reason.DUPLICATE, "another reply to this task has come already")
-            if not task.reply and offer.size:
-                self._tell(Happening.WORKING, node, state="uploading")
-            return not task.reply
+            came = task.reply
+        if came and came != offer.digest:
+            self._tell(Happening.ALARM, node, why="it sent two different replies to one task; the first counts")
+            raise RefusedError(Reason.DUPLICATE, "another reply to this task has come already")
+        if not came and offer.size:
+            self._tell(Happening.WORKING, node, state="uploading")
+        return not came
 
     def _received(self, node: NodeId, message: Message) -> None:
         with self._changed:
@@ -321,20 +323,20 @@ class GrpcTransport:
         message.discard()
 
     def _keep_house(self) -> None:
-        """Once a second: let nobody stay whose certificate left the roster, and no silent upload hold its place."""
+        """Once a second: no silent upload holds its place, nobody stays who is closed or left the roster."""
         while not self._stopping:
-            time.sleep(1)
-            for link in self._gate.silent(self._limits.silent_s):
-                link.wait_again()
-            try:
-                valid = {member.fingerprint for member in keys.roster(self._keys).values()}
-            except FedpeftError:
-                continue
             with self._changed:
-                revoked = [(n, s) for n, s in self._sessions.items() if s.fingerprint not in valid]
-            for node, session in revoked:
-                self._tell(Happening.REJECTED, node, why="its certificate was revoked")
-                session.link.bye("the certificate was revoked", refused=True)
+                self._changed.wait_for(lambda: self._stopping, 1)
+                sessions = list(self._open)
+            self._gate.rotate(self._limits.silent_s)
+            for session in sessions:
+                session.hang_up_if_deaf()
+            members = self._roster.members()
+            for session in sessions:
+                member = members.get(session.node)
+                if (member is None or member.fingerprint != session.fingerprint) and not session.link.closed:
+                    self._tell(Happening.REJECTED, session.node, why="its certificate was revoked")
+                    session.dismiss("the certificate was revoked", refused=True)
 
     def _tell(self, kind: Happening, node: NodeId = "", /, **facts: object) -> None:
         self._watch(Event(kind, node, facts=facts))

@@ -12,7 +12,7 @@ import grpc
 
 from fedpeft import __version__
 from fedpeft._proto import session_pb2 as pb
-from fedpeft.errors import PayloadError, Reason, RefusedError
+from fedpeft.errors import IdentityError, PayloadError, Reason, RefusedError
 from fedpeft.federation import Handler
 from fedpeft.runtime.grpc import credentials, endpoint
 from fedpeft.runtime.grpc.gate import Gate
@@ -20,6 +20,8 @@ from fedpeft.runtime.grpc.link import Link, LinkGate, Message
 from fedpeft.runtime.grpc.spool import Spool
 
 Say = Callable[[str], None]
+
+_GOOD_BYE_S = 5.0  # that the server has to take it
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,17 @@ class Site:
         self._task: Message | None = None
         self._working: bytes = b""
         self._replied: tuple[bytes, bytes, bytes] | None = None  # digest of the task, the reply, its digest
+        self._broken: BaseException | None = None
 
     def run(self) -> Ending:
         """Dial, serve, dial again; returns when the run is over (unless it stays) or `stop` was called.
 
         Raises:
+            IdentityError: the keys cannot be used; where a certificate expires later, a new one is awaited.
             RefusedError: the server says that this site may not take part as it is.
+            Exception: what the handler raised.
         """
+        credentials.site_credentials(self._dialling.keys)
         worker = threading.Thread(target=self._work, name="worker", daemon=True)
         worker.start()
         failed = 0
@@ -104,6 +110,8 @@ class Site:
                 failed = 0 if greeted else failed + 1
                 longest = min(self._dialling.longest_wait_s, self._dialling.first_wait_s * 2.0 ** min(failed, 30))
                 self._stop.wait(random.uniform(0, longest))  # noqa: S311 - spreads the sites' returns, decides nothing
+            if self._broken is not None:
+                raise self._broken
             return Ending.STOPPED
         finally:
             self._stop.set()
@@ -112,14 +120,18 @@ class Site:
             worker.join()
 
     def stop(self) -> None:
-        """Say good-bye, let the task at hand be finished and kept, and make `run` return."""
+        """Say good-bye, let the task at hand be finished and kept, and make `run` return.
+
+        It waits a few seconds for a server that does not take the good-bye.
+        """
         self._stop.set()
         with self._changed:
-            link, call = self._link, self._call
+            call = self._call
             self._changed.notify_all()
-        if link is not None:
-            link.bye("the site stops")
-        elif call is not None:
+            if self._link is not None:
+                self._link.bye("the site stops")
+                self._changed.wait_for(lambda: self._call is not call, _GOOD_BYE_S)
+        if call is not None:
             call.cancel()  # type: ignore[no-untyped-call]
 
     def _session(self) -> tuple[bool, pb.Bye | None]:
@@ -128,9 +140,23 @@ class Site:
         options = endpoint.options(d.keepalive_s)
         if d.server_name:
             options.append(("grpc.ssl_target_name_override", d.server_name))
-        link = Link("server", self._spool, self._gate, self._largest, self._wanted, self._received, self._dropped)
         greeted, bye = False, None
-        with grpc.secure_channel(d.server, credentials.site_credentials(d.keys), options=options) as channel:
+        try:
+            trusted = credentials.site_credentials(d.keys)
+        except IdentityError as error:
+            self._say(f"not dialling: {error}")
+            return greeted, bye
+        link = Link(
+            "server",
+            self._spool,
+            self._gate,
+            self._largest,
+            wanted=self._wanted,
+            received=self._received,
+            refused=lambda error: self._say(f"a task is not taken: {error}"),
+            dropped=self._dropped,
+        )
+        with grpc.secure_channel(d.server, trusted, options=options) as channel:
             method = channel.stream_stream(
                 endpoint.PATH,
                 request_serializer=pb.Frame.SerializeToString,
@@ -140,6 +166,8 @@ class Site:
             call = method(link.frames())
             with self._changed:
                 self._call = call
+                if self._stop.is_set():
+                    call.cancel()  # type: ignore[no-untyped-call]
             try:
                 for frame in call:
                     match frame.WhichOneof("frame"):
@@ -154,12 +182,14 @@ class Site:
                             link.handle(frame)
             except grpc.RpcError as error:
                 if not self._stop.is_set():
-                    self._say(f"no connection to {d.server}: {_details(error)}")
-            except PayloadError as error:
-                self._say(f"the server does not keep to the protocol: {error}")
+                    hint = "" if greeted else " (or the coordinator's roster does not hold this site's certificate)"
+                    self._say(f"no connection to {d.server}: {_details(error)}{hint}")
+            except (PayloadError, OSError) as error:
+                self._say(f"the connection is given up: {error}")
             finally:
                 with self._changed:
                     self._link = self._call = None
+                    self._changed.notify_all()
                 link.close()
                 call.cancel()  # type: ignore[no-untyped-call]
         return greeted, bye
@@ -194,6 +224,13 @@ class Site:
         self._say(f"the server does not take the reply: {drop.reason}: {drop.detail}")
 
     def _work(self) -> None:
+        try:
+            self._answer()
+        except BaseException as error:
+            self._broken = error
+            self.stop()
+
+    def _answer(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._task is not None or self._stop.is_set())

@@ -2,11 +2,13 @@
 
 import hashlib
 import mmap
+import os
+import threading
 from pathlib import Path
 
 from fedpeft.errors import Defect, PayloadError
 
-_READ = 1 << 20
+PIECE = 1 << 20  # bytes of every piece but the last
 
 
 class Spool:
@@ -19,25 +21,28 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._lock = threading.Lock()
+        self._growing: dict[str, Incoming] = {}
 
     def open(self, sender: str, digest: bytes, size: int) -> "Incoming":
-        """A message as far as it has come; what else this sender had begun is forgotten."""
-        path = self._path(sender, digest)
-        self.discard(sender, but=path)
-        return Incoming(path, digest, size)
+        """A message as far as it has come; what else this sender had begun is forgotten, and grows no more.
 
-    def discard(self, sender: str, but: Path | None = None) -> None:
-        """Forget what this sender had begun."""
+        A sender may be back on a second connection while the first still hands pieces over.
+        """
+        incoming = Incoming(self._folder / f"{sender}@{digest.hex()}", digest, size)
+        with self._lock:
+            before, self._growing[sender] = self._growing.get(sender), incoming
+        if before is not None:
+            before.stop()
         for path in self._folder.glob(f"{sender}@*"):
-            if path != but:
+            if path != incoming.path:
                 path.unlink(missing_ok=True)
-
-    def _path(self, sender: str, digest: bytes) -> Path:
-        return self._folder / f"{sender}@{digest.hex()}"
+        incoming.recall()
+        return incoming
 
 
 class Incoming:
-    """One message as it comes: memory does not grow with its size.
+    """One message as it comes: memory does not grow with its size, and no file stays open.
 
     Args:
         path: of its file; what is there already is taken for its beginning.
@@ -47,31 +52,43 @@ class Incoming:
 
     def __init__(self, path: Path, digest: bytes, size: int) -> None:
         self.path, self.digest, self.size = path, digest, size
-        self._file = path.open("a+b", buffering=0)
+        self.offset, self.recalled = 0, 0
         self._hash = hashlib.sha256()
-        self.offset = self._file.tell()
-        if self.offset > size:
-            self._file.truncate(0)
-            self.offset = 0
-        self._file.seek(0)
-        while piece := self._file.read(_READ):
-            self._hash.update(piece)
+        self._lock = threading.Lock()
+        self._stopped = False
 
-    def add(self, offset: int, data: bytes) -> None:
+    def recall(self) -> None:
+        """Go on after what is on the disk, `recalled` bytes; a file that is too long is begun anew."""
+        self.path.touch()
+        if self.path.stat().st_size > self.size:
+            self.discard()
+            self.path.touch()
+        with self.path.open("rb") as file:
+            while piece := file.read(PIECE):
+                self._hash.update(piece)
+                self.offset += len(piece)
+        self.recalled = self.offset
+
+    def add(self, data: bytes) -> None:
         """The next piece.
 
         Raises:
-            PayloadError: it is not the next, is empty, or is longer than the message.
+            PayloadError: it has not the size of the next piece, or the message goes on over another connection.
         """
-        if offset != self.offset or not 0 < len(data) <= self.size - offset:
-            raise PayloadError(
-                Defect.SIZE,
-                f"expected a piece from byte {self.offset} on, of 1 to {self.size - self.offset} bytes, "
-                f"got {len(data)} from byte {offset} on",
-            )
-        self._file.write(data)
+        expected = min(PIECE, self.size - self.offset)
+        if len(data) != expected:
+            raise PayloadError(Defect.SIZE, f"expected a piece of {expected} bytes, got {len(data)}")
+        with self._lock:
+            if self._stopped:
+                raise PayloadError(Defect.SIZE, "the message goes on over another connection")
+            self._write(data)
         self._hash.update(data)
         self.offset += len(data)
+
+    def stop(self) -> None:
+        """Write nothing more, not even a piece that is at hand."""
+        with self._lock:
+            self._stopped = True
 
     def whole(self) -> memoryview:
         """The message, as a view of its file.
@@ -79,20 +96,23 @@ class Incoming:
         Raises:
             PayloadError: the bytes are not those that were announced; they are forgotten, so that it can come again.
         """
+        self.stop()
         if self.offset != self.size or self._hash.digest() != self.digest:
             self.discard()
-            raise PayloadError(Defect.CHECKSUM, "the message is not what its sender announced; it must be sent again")
-        return (
-            memoryview(mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_READ))
-            if self.size
-            else memoryview(b"")
-        )
-
-    def close(self) -> None:
-        """Keep what has come for a later connection."""
-        self._file.close()
+            raise PayloadError(Defect.CHECKSUM, "the message is not what its sender announced")
+        if not self.size:
+            return memoryview(b"")
+        with self.path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ))
 
     def discard(self) -> None:
         """Forget what has come."""
-        self._file.close()
         self.path.unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        left, file = memoryview(data), os.open(self.path, os.O_WRONLY)
+        try:
+            while left:
+                left = left[os.pwrite(file, left, self.offset + len(data) - len(left)) :]
+        finally:
+            os.close(file)
