@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 HERE = Path(__file__).parent
 SITES = ("site-1", "site-2", "site-3")
+Answer = TypeVar("Answer")
 ADAPTER = Path("adapter") / "adapter_model.safetensors"
 
 
@@ -29,7 +31,7 @@ def main() -> int:
     parser.add_argument(
         "--source", help="the source in both, where it is another", default="StdlibDocs(modules=8, per_module=40)"
     )
-    parser.add_argument("--partition", default="Dirichlet(alpha=0.5)")
+    parser.add_argument("--partition", default="Dirichlet(alpha=0.5)", help="of the experiment")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="three-sites-")))
@@ -75,8 +77,9 @@ def deploy(stack: ExitStack, folder: Path, options: argparse.Namespace) -> Path:
         )
     )  # fmt: skip
     sites = [site(number) for number in (1, 2, 3)]
-    run = wait(lambda: next((folder / "runs").glob("*/status.json"), None), server, *sites).parent
-    wait(lambda: rounds(run) >= 1, server, *sites)
+    (status,) = wait(lambda: list((folder / "runs").glob("*/status.json")), server, *sites)
+    run = status.parent
+    wait(lambda: rounds(run), server, *sites)
     sites[1].send_signal(signal.SIGKILL)
     print("\nkilled site-2 with SIGKILL; it is started again\n", flush=True)
     sites[1].wait()
@@ -130,7 +133,7 @@ def rounds(run: Path) -> int:
     return len([json.loads(line) for line in path.read_text().splitlines()]) if path.exists() else 0
 
 
-def wait(for_what: Callable[[], object], *processes: subprocess.Popen[bytes]) -> object:
+def wait(for_what: Callable[[], Answer], *processes: subprocess.Popen[bytes]) -> Answer:
     """The first true answer; ends the program where a process ended before."""
     while not (answer := for_what()):
         if any(process.poll() not in (None, 0) for process in processes):

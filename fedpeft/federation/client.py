@@ -24,7 +24,7 @@ from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
 from fedpeft.training import Encoded, Job, Settings, Trainer
 
-_LONGEST_TRACE = 30_000
+_LONGEST, _LONGEST_TRACE = 1000, 14_000  # characters, of up to 4 bytes: a reply's head holds both
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +144,9 @@ class Client:
             return messages.join(pb.Reply(run=task.run, round=task.round, failure=self._failure(error)))
 
     def _failure(self, error: Exception) -> pb.Failure:
-        trace = traceback.format_exc()[-_LONGEST_TRACE:]
+        trace = _sendable(traceback.format_exc()[-_LONGEST_TRACE:])
         if self._confide is None:
-            return pb.Failure(error=f"{type(error).__name__}: {error}"[:_LONGEST_TRACE], trace=trace)
+            return pb.Failure(error=_sendable(f"{type(error).__name__}: {error}"[:_LONGEST]), trace=trace)
         self._confide(f"failed at a task:\n{trace}")
         return pb.Failure(error=f"{type(error).__name__}; the site's own log says more")
 
@@ -262,5 +262,10 @@ def _bytes_tensor(data: bytes) -> Tensor:
 
 
 def _refusal(task: pb.Task, reason: Reason, detail: str) -> bytes:
-    refusal = pb.Refusal(reason=reason.value, detail=detail)
+    refusal = pb.Refusal(reason=reason.value, detail=_sendable(detail[:_LONGEST]))
     return messages.join(pb.Reply(run=task.run, round=task.round, refusal=refusal))
+
+
+def _sendable(text: str) -> str:
+    """Without what no UTF-8 can say: a file's name may hold such."""
+    return text.encode(errors="replace").decode()

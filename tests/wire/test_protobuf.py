@@ -235,6 +235,26 @@ def test_groups_inside_groups(level, depth):
     assert (came == all_bits(PARTS)) == (depth < 100)
 
 
+@pytest.mark.parametrize("padding", range(11))
+@pytest.mark.parametrize("more", [0, 1, 2**31, 2**32, 2**63, 2**64, 2**64 + 1, 2**69])
+def test_lengths_of_any_size_and_of_any_number_of_bytes(more, padding):
+    head, *parts = [message.SerializeToString() for message in (CONTENT.header, *CONTENT.parts)]
+    whole = [delimited(2, part) for part in parts]
+    name, coder, numel, data = each_field(CONTENT.parts[0])
+    accepted = more in (0, 2**64, 2**69) and len(varint(len(head) + more, padding)) < 11
+    for written in (
+        [b"\x0a" + varint(len(head) + more, padding) + head, *whole],
+        [delimited(1, head), b"\x12" + varint(len(parts[0]) + more, padding) + parts[0], *whole[1:]],
+        [
+            delimited(1, head),
+            delimited(2, name + coder + numel + b"\x22" + varint(12 + more, padding) + data[2:]),
+            *whole[1:],
+        ],
+        [delimited(1, head), *whole, b"\x1a" + varint(5 + more, padding) + bytes(5)],
+    ):
+        assert (assert_same(sealed(b"".join(written))) == all_bits(PARTS)) == accepted
+
+
 @pytest.mark.parametrize("field", [b"\x48\x01", b"\x4a\x00", b"\x4d" + bytes(4), b"\x49" + bytes(8)], ids=bytes.hex)
 @pytest.mark.parametrize(
     ("level", "most", "defect"), [("content", 63, Defect.EXTRA_PART), ("part", 60, Defect.MALFORMED)]
