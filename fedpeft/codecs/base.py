@@ -36,6 +36,11 @@ class Numbers:
 
     values: NDArray[Any]
 
+    @property
+    def lent(self) -> NDArray[Any]:
+        """The numbers for reading only; what came over a wire lies there, at any address, and is not copied."""
+        return self.values
+
 
 Part: TypeAlias = Plane | Symbols | Numbers
 Parts: TypeAlias = Mapping[str, Part]

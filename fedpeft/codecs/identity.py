@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
@@ -64,7 +63,7 @@ class Identity(Codec):
         Raises:
             PayloadError: a bfloat16 is not finite (the wire, to which it is an integer, cannot tell).
         """
-        stored = _readable(take(parts, "values", Numbers))
+        stored = take(parts, "values", Numbers).lent
         vector = _empty(stored.size, "float32")
         out = vector.numpy()
         for begin in range(0, stored.size, _BLOCK):
@@ -82,9 +81,3 @@ class Identity(Codec):
 def _empty(numel: int, dtype: str) -> Tensor:
     """A vector to be filled: numpy, unlike torch, asks for large pages, without which new memory costs most of all."""
     return torch.from_numpy(np.empty(numel, _STORED[dtype])).view(getattr(torch, dtype))
-
-
-def _readable(part: Numbers) -> NDArray[Any]:
-    """The numbers to be read from: those that a wire lends need not be copied first."""
-    lent: NDArray[Any] | None = getattr(part, "lent", None)
-    return part.values if lent is None else lent

@@ -16,15 +16,20 @@ _HALF_MAGNITUDE, _HALF_INFINITY = 0x7FFF, 0x7C00
 class LentNumbers(Numbers):
     """Numbers as they came: `lent` is for reading only, and `values` is a copy of one's own, made on first use."""
 
-    lent: NDArray[Any]
+    _there: NDArray[Any]
 
-    def __init__(self, lent: NDArray[Any]) -> None:
-        object.__setattr__(self, "lent", lent)
+    def __init__(self, there: NDArray[Any]) -> None:
+        object.__setattr__(self, "_there", there)
+
+    @property
+    def lent(self) -> NDArray[Any]:
+        """The numbers where they lie."""
+        return self._there
 
     @cached_property
     def values(self) -> NDArray[Any]:
         """The numbers, writable, so that a codec may hand them to torch."""
-        return self.lent.astype(self.lent.dtype.newbyteorder("="))
+        return self._there.astype(self._there.dtype.newbyteorder("="))
 
 
 def first_not_finite(values: NDArray[Any]) -> int | None:
