@@ -1,6 +1,5 @@
 """The two installations of a federation: a server that sites dial, and a site that dials it."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -29,13 +28,14 @@ from fedpeft.runtime.grpc.site import Dialling, Site
 from fedpeft.space import Space
 
 _LONGEST_PAUSE_S = 60.0
+_FAREWELL_S = 30.0
 
 
 class Deployment(Run):
     """An experiment whose sites dial in, ready to run or to be taken up where it stopped.
 
-    A round opens when the quorum of the experiment's sites is connected. One that ends below quorum is taken up again,
-    for ever: sites come back.
+    A round opens when the quorum of the experiment's sites is connected (one site where there is a buffer). One that
+    ends below quorum is taken up again, for ever, with whoever is connected then: sites come and go.
 
     Args:
         experiment: what to run; its partition is not used, for each site has its own data.
@@ -53,6 +53,8 @@ class Deployment(Run):
         RunError: the address cannot be listened on.
     """
 
+    free = frozenset({"sites"})
+
     def __init__(
         self,
         experiment: Experiment,
@@ -63,21 +65,26 @@ class Deployment(Run):
         watch: Watch = unwatched,
         keepalive_s: float = 20.0,
     ) -> None:
-        self._watch = watch
+        self._watch, plan = watch, experiment.plan()
 
         def listen(prepared: Prepared, folder: Path) -> Transport:
             self.transport = GrpcTransport(
                 address,
                 keys,
                 folder / "spool",
-                least=max(1, math.ceil(experiment.quorum * experiment.sites - 1e-9)),
+                least=1 if plan.buffer else plan.needed(experiment.sites),
                 admit=lambda node, hello: _admit(prepared, hello),
-                limits=Limits(largest_reply=largest_reply(experiment.plan(), prepared.space), keepalive_s=keepalive_s),
+                limits=Limits(largest_reply=largest_reply(plan, prepared.space), keepalive_s=keepalive_s),
                 watch=watch,
             )
             return self.transport
 
         super().__init__(experiment, folder, listen, say, watch)
+        try:
+            self.transport.start()
+        except BaseException:
+            super().close()
+            raise
 
     def run(self) -> Iterator[dict[str, Any]]:
         """The rounds that are left, however often one has to be taken up again.
@@ -105,8 +112,9 @@ class Deployment(Run):
 
     def close(self) -> None:
         """Say good-bye to the sites, and let another process have the folder."""
-        finished = self.server.state.round >= self.experiment.rounds
-        self.transport.close("the run is over" if finished else "the server stops", finished)
+        if self.server.state.round >= self.experiment.rounds:
+            self.transport.farewell(self.server.state.counted, "the run is over", _FAREWELL_S)
+        self.transport.close()
         super().close()
 
 

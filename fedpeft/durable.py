@@ -24,6 +24,13 @@ def write_durably(path: Path, data: bytes | memoryview, mode: int = 0o666) -> No
     flush_folder(path.parent)
 
 
+def append_durably(path: Path, line: bytes) -> None:
+    """Add a line to a file, in one piece; a process that is killed meanwhile may leave a part of it."""
+    with path.open("ab", buffering=0) as file:
+        file.write(line)
+        os.fsync(file.fileno())
+
+
 def write_sealed(path: Path, data: bytes) -> None:
     """`write_durably` with a SHA-256 in front, for files that are not named by their hash."""
     write_durably(path, hashlib.sha256(data).digest() + data)

@@ -3,15 +3,16 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from fedpeft import __version__, config, report
 from fedpeft.config import Experiment
 from fedpeft.data import Example
-from fedpeft.durable import write_durably
-from fedpeft.errors import ConfigError, JournalError
+from fedpeft.durable import append_durably, write_durably
+from fedpeft.errors import ConfigError, JournalError, RunError
 from fedpeft.federation import Journal, Server, Transport, Watch, unwatched
 from fedpeft.preparation import Prepared, Say, prepare
 from fedpeft.random import Purpose, Stream
@@ -36,6 +37,8 @@ class Run:
         JournalError: another process works on the folder, or its run is in another space.
     """
 
+    free: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(
         self,
         experiment: Experiment,
@@ -58,16 +61,21 @@ class Run:
                 shutil.rmtree(folder)
             raise
         write_durably(folder / "config.yaml", experiment.to_yaml().encode())
-        self._write_metrics()
+        self._write_facts()
+        lines = "".join(json.dumps(row) + "\n" for row in self.server.history())
+        write_durably(folder / "metrics.jsonl", lines.encode())
 
     def _check_folder(self) -> None:
-        """A run is taken up by the experiment that began it, with as many rounds as are done, or more."""
+        """A run is taken up by the experiment that began it, but for where it runs and how long it goes and waits."""
         done, path = len([r for r in self._journal.records if r["kind"] == "COMMIT"]), self.folder / "config.yaml"
         if self.experiment.rounds < done:
             raise ConfigError(f"rounds: {self.folder} has done {done} already, got {self.experiment.rounds}")
         if path.exists():
             began, now = config.load(path).model_dump(), self.experiment.model_dump()
-            for key in began.keys() - {"rounds"}:
+            for raw in (began, now):
+                for key in ("device", "threads"):
+                    del raw["model"][key]
+            for key in began.keys() - {"rounds", "quorum", "deadline_s"} - self.free:
                 if began[key] != now[key]:
                     raise JournalError(f"{self.folder} is of another run: {key} was {began[key]!r}, now {now[key]!r}")
 
@@ -106,11 +114,18 @@ class Run:
         Raises:
             RunError: the run cannot go on; what was committed stays, and the run can be resumed.
         """
-        for metrics in self.server.run():
-            self._write_metrics()
-            yield metrics
-        self.save()
-        report.write(self.folder)
+        try:
+            for metrics in self.server.run():
+                append_durably(self.folder / "metrics.jsonl", json.dumps(metrics).encode() + b"\n")
+                yield metrics
+            self._write_facts()
+            self.save()
+            report.write(self.folder)
+        except OSError as error:
+            why = error.strerror or error
+            raise RunError(
+                f"{self.folder} cannot be written: {why}; what is there stays, and the run can be resumed"
+            ) from error
 
     def measure(self) -> Mapping[str, float]:
         """Loss and accuracy of the global adapter on all held-out examples, not `data.test_examples` of them."""
@@ -150,7 +165,8 @@ class Run:
 
     def close(self) -> None:
         """Let another process have the folder."""
-        self._journal.close()
+        with suppress(OSError):  # a full disk did not take all of a record; nothing was done that it tells of
+            self._journal.close()
 
     def __enter__(self) -> Self:
         return self
@@ -160,9 +176,7 @@ class Run:
     ) -> None:
         self.close()
 
-    def _write_metrics(self) -> None:
-        lines = "".join(json.dumps(row) + "\n" for row in self.server.history())
-        write_durably(self.folder / "metrics.jsonl", lines.encode())
+    def _write_facts(self) -> None:
         write_durably(self.folder / "facts.json", json.dumps(self.facts(), indent=1).encode())
 
     def _card(self) -> str:

@@ -25,7 +25,7 @@ ADAPTER = Path("adapter") / "adapter_model.safetensors"
 def main() -> int:
     """Run the whole story; returns 0 where both adapters are the same."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="for keys, states and runs; a temporary one if left out")
+    parser.add_argument("--folder", type=Path, help="for keys, states and runs; a new one in runs/ if left out")
     parser.add_argument("--experiment", type=Path, default=HERE / "experiment.yaml")
     parser.add_argument("--site", type=Path, default=HERE / "site.yaml")
     parser.add_argument(
@@ -34,7 +34,8 @@ def main() -> int:
     parser.add_argument("--partition", default="Dirichlet(alpha=0.5)", help="of the experiment")
     options = parser.parse_args()
     with ExitStack() as stack:
-        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="three-sites-")))
+        Path("runs").mkdir(exist_ok=True)
+        folder = (options.folder or Path(tempfile.mkdtemp(prefix="three-sites-", dir="runs"))).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         make_keys(folder)
         deployed = deploy(stack, folder, options)

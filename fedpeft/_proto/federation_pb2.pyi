@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("run", "round", "client", "seed", "space", "broadcasts", "codec", "settings", "counted", "refused", "strategy", "cohort", "privacy")
+    __slots__ = ("run", "round", "client", "seed", "space", "broadcasts", "codec", "settings", "counted", "refused", "strategy", "merged", "privacy")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -19,7 +19,7 @@ class Task(_message.Message):
     COUNTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
-    COHORT_FIELD_NUMBER: _ClassVar[int]
+    MERGED_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     run: bytes
     round: int
@@ -32,9 +32,9 @@ class Task(_message.Message):
     counted: int
     refused: int
     strategy: str
-    cohort: int
+    merged: int
     privacy: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., client: _Optional[int] = ..., seed: _Optional[int] = ..., space: _Optional[str] = ..., broadcasts: _Optional[_Iterable[_Union[Broadcast, _Mapping]]] = ..., codec: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., counted: _Optional[int] = ..., refused: _Optional[int] = ..., strategy: _Optional[str] = ..., cohort: _Optional[int] = ..., privacy: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., client: _Optional[int] = ..., seed: _Optional[int] = ..., space: _Optional[str] = ..., broadcasts: _Optional[_Iterable[_Union[Broadcast, _Mapping]]] = ..., codec: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., counted: _Optional[int] = ..., refused: _Optional[int] = ..., strategy: _Optional[str] = ..., merged: _Optional[int] = ..., privacy: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Broadcast(_message.Message):
     __slots__ = ("from_round", "to_round", "codec", "payload")

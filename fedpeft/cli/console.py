@@ -25,7 +25,7 @@ def reported(stopped: str = "stopped") -> Iterator[None]:
         yield
     except StoppedError:
         raise
-    except FedpeftError as error:
+    except (FedpeftError, OSError) as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -12,7 +12,8 @@ from fedpeft.cli.application import app
 from fedpeft.cli.console import err, out, reported
 from fedpeft.cli.server_view import ServerView
 from fedpeft.cli.stopping import Stopping
-from fedpeft.errors import StoppedError
+from fedpeft.cli.surroundings import keep_to_oneself, warn_of_expiry
+from fedpeft.errors import FedpeftError, StoppedError
 
 if TYPE_CHECKING:
     from fedpeft.config import Experiment
@@ -50,6 +51,8 @@ def server(
                 from fedpeft.deployment import Deployment
 
                 experiment = load(config, settings or [])
+            keep_to_oneself()
+            warn_of_expiry(keys / "server.crt", _warn)
             with ExitStack() as stack:
                 watchers = _Watchers(stack, experiment, runs / experiment.name, keys)
                 running = stack.enter_context(
@@ -112,13 +115,16 @@ class _Watchers:
             board.recall(history)
             late.append(self._guarded(board, _warn))
         if metrics:
-            exporter = self._metrics.serve(metrics)
-            self._stack.callback(exporter.close)
-            _say(f"metrics at http://{metrics.rpartition(':')[0]}:{exporter.port}/metrics")
+            try:
+                exporter = self._metrics.serve(metrics)
+            except FedpeftError as error:
+                _warn(f"the run goes on without metrics: {error}")
+            else:
+                self._stack.callback(exporter.close)
+                _say(f"metrics at http://{metrics.rpartition(':')[0]}:{exporter.port}/metrics")
         self._status.recall(history)
         self._metrics.recall(history)
-        for row in history:
-            self.view.add(row)
+        self.view.recall(history)
         self._stack.enter_context(self._status)
         with self._lock:
             early, self._early = self._early or [], None

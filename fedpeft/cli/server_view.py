@@ -1,7 +1,7 @@
 """How a deployed server's run looks: its sites above its rounds, alive on a terminal, lines elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"expected": "dim", "away": "red", "training": "green", "downloading": "cyan", "uploading": "cyan"}
 _MOST_SITES = 40
-_NOTED = ("rejected", "refused", "alarm", "failed")
+_NOTED = ("rejected", "refused", "alarm", "failed", "waiting")
 _NOTED_IN_LINES = ("connected", "disconnected", *_NOTED)
 
 
@@ -51,10 +51,17 @@ class ServerView:
         live = self._live
         if event.kind not in (_NOTED if live else _NOTED_IN_LINES):
             return
-        words = (event.node, event.kind, event.facts.get("why", ""))
+        why = event.facts.get("why", "")
+        if event.kind == "waiting":
+            why = f"{event.facts['connected']} of the {event.facts['needed']} sites that a round needs are connected"
+        words = (event.node, event.kind, why)
         line = "  ".join(one_line(word) for word in words if word)
         style = {"alarm": "bold red", "failed": "red", "connected": ""}.get(event.kind, "yellow")
         (live.console if live else out).print(line, style=style, markup=False, highlight=False)
+
+    def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Begin where a resumed run stands."""
+        self._rows += rows
 
     def add(self, metrics: Mapping[str, Any]) -> None:
         """A round is committed."""

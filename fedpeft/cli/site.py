@@ -10,6 +10,7 @@ import typer
 from fedpeft.cli.application import app
 from fedpeft.cli.console import out, reported
 from fedpeft.cli.stopping import Stopping
+from fedpeft.cli.surroundings import keep_to_oneself, warn_of_expiry
 from fedpeft.errors import StoppedError
 from fedpeft.watching.words import one_line
 
@@ -39,6 +40,9 @@ def site(
                 from fedpeft.runtime import resident
 
                 described = load_site(config, settings or [])
+            keep_to_oneself()
+            if socket is None:
+                warn_of_expiry(described.keys / "site.crt", _say)
             with Installation(described, _say) as installed:
                 _say(f"{installed.examples:,} examples, {installed.space.numel:,} trainable parameters")
                 if socket is not None:
@@ -55,7 +59,8 @@ def site(
 
 
 def _say(text: str) -> None:
-    """A line with the time; tracebacks keep their lines."""
+    """A line with the time; what is in further lines is marked, so that no text can pass for a line of ours."""
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    first, *more = text.splitlines() or [""]
-    out.print("\n".join((f"{moment} {one_line(first)}", *more)), markup=False, highlight=False)
+    first, *more = text.split("\n")
+    lines = (f"{moment} {one_line(first)}", *(f"  | {one_line(line)}" for line in more if line))
+    out.print("\n".join(lines), markup=False, highlight=False)

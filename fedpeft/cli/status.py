@@ -61,6 +61,8 @@ def _print(seen: Picture, state: State) -> None:
     out.print(line)
     process = f"process {seen.pid} on {one_line(seen.host)}, started {ago(seen.started)}, heard {ago(seen.updated)}"
     out.print(process, style="dim", markup=False, highlight=False)
+    if seen.waiting and state == "running":
+        out.print(f"waiting: {seen.waiting}", style="yellow", markup=False, highlight=False)
     if seen.failure:
         out.print(f"last failure: {one_line(seen.failure)}", style="yellow", markup=False, highlight=False)
     out.print(sites_table(seen.sites))

@@ -32,5 +32,5 @@ class Stopping:
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
         if self._stop is None:
-            raise StoppedError("stopped before anything was begun")
+            raise StoppedError("stopped before the run was taken up")
         threading.Thread(target=self._stop, name="stop").start()

@@ -55,7 +55,7 @@ class Experiment(Section):
         sites: how many share the data.
         rounds: in all.
         cohort: sites asked each round; 0 for all.
-        quorum: fraction of the cohort that a round needs, in (0, 1].
+        quorum: fraction of the cohort (of the sites, where there is none) that a round needs, in (0, 1].
         buffer: 0: a round waits for all who are asked; K: it closes with K updates, whichever come first, and an
             update that answers an older round counts for less.
         deadline_s: seconds that a round waits for replies.
@@ -75,9 +75,9 @@ class Experiment(Section):
     cohort: int = Field(0, ge=0)
     quorum: float = Field(1.0, gt=0, le=1)
     buffer: int = Field(0, ge=0)
-    deadline_s: float = Field(3600.0, gt=0)
+    deadline_s: float = Field(3600.0, gt=0, le=1e8)
     largest_norm: float = Field(1e4, gt=0)
-    largest_weight: float = Field(1e9, gt=0)
+    largest_weight: float = Field(1e7, gt=0)
     model: ModelSection = ModelSection()
     peft: Annotated[str, expression(adapters.parse_config)] = (
         "LoraConfig(r=8, lora_alpha=16, target_modules=['query', 'value'])"
@@ -95,8 +95,8 @@ class Experiment(Section):
     def _fits_together(self) -> "Experiment":
         if self.cohort > self.sites:
             raise ValueError(f"cohort: expected at most the {self.sites} sites, got {self.cohort}")
-        if self.buffer > self.sites:
-            raise ValueError(f"buffer: expected at most the {self.sites} sites, got {self.buffer}")
+        if self.buffer > (self.cohort or self.sites):
+            raise ValueError(f"buffer: expected at most the {self.cohort or self.sites} asked, got {self.buffer}")
         if isinstance(codecs.parse(self.broadcast, imports=True), codecs.ErrorFeedback):
             raise ValueError(
                 "broadcast: takes a codec without ErrorFeedback; the server carries its losses over itself"
@@ -123,6 +123,7 @@ class Experiment(Section):
                 training.labels,
             ),
             schedule=training.schedule,
+            sites=self.sites,
             cohort=self.cohort,
             quorum=self.quorum,
             buffer=self.buffer,

@@ -10,17 +10,19 @@ from fedpeft.federation.replies import largest_reply
 from fedpeft.federation.server import Server
 from fedpeft.federation.state import ServerState
 from fedpeft.federation.tasks import largest_task
-from fedpeft.federation.transport import Arrival, Handler, NodeId, Transport
+from fedpeft.federation.transport import Arrival, Common, Handler, NodeId, Parcel, Transport
 
 __all__ = [
     "Arrival",
     "Client",
     "ClientStore",
+    "Common",
     "Event",
     "Handler",
     "Happening",
     "Journal",
     "NodeId",
+    "Parcel",
     "Plan",
     "Policy",
     "Server",

@@ -15,6 +15,7 @@ class Happening(StrEnum):
     DISCONNECTED = "disconnected"  # [why]
     REJECTED = "rejected"  # a node may not take part [why]
     WORKING = "working"  # what a node does now [state: "downloading" | "training" | "uploading" | "idle"]
+    WAITING = "waiting"  # a round needs more nodes [connected needed]
     OPENED = "opened"  # a round begins [cohort]
     ASKED = "asked"  # a node is sent its task [down_bytes]
     COUNTED = "counted"  # its update counts [up_bytes weight loss train_s]

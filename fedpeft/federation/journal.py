@@ -19,6 +19,7 @@ from fedpeft.errors import JournalError
 Record: TypeAlias = dict[str, Any]
 
 _DIGEST = 16
+_PASSING = ("ASK", "ACCEPT", "REFUSE", "FAIL", "CLOSE")
 
 
 class Journal:
@@ -59,6 +60,15 @@ class Journal:
     def of(self, kind: str, round_number: int) -> list[Record]:
         """The records of a kind in a round, oldest first."""
         return self._of.get((kind, round_number), [])
+
+    def forget(self, before: int) -> None:
+        """Let go, in memory, of what only an open round needs: who was asked and what was made of replies.
+
+        Args:
+            before: the first round that is not forgotten.
+        """
+        self.records = [r for r in self.records if r["kind"] not in _PASSING or r["round"] >= before]
+        self._of = {key: kept for key, kept in self._of.items() if key[0] not in _PASSING or key[1] >= before}
 
     def _index(self, record: Record) -> None:
         if "round" in record:

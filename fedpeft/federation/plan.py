@@ -23,8 +23,9 @@ class Plan:
         optimizer: the server's step.
         settings: local training; the learning rate is the first round's.
         schedule: of the clients' learning rate over rounds: "cosine" falls to a tenth of it, "linear" to zero.
+        sites: how many take part; 0: as many as are there when a round opens.
         cohort: clients asked each round; 0 for all.
-        quorum: fraction of the cohort that must be counted, in (0, 1].
+        quorum: fraction of them that must be counted, in (0, 1].
         buffer: 0: a round waits for all who are asked (or its deadline); K: it closes with K updates, whichever they
             are, while the other clients work on, and an update that answers an older round counts for less.
         deadline_s: seconds that a round waits for replies.
@@ -43,17 +44,19 @@ class Plan:
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
     settings: Settings = field(default_factory=Settings)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    sites: int = 0
     cohort: int = 0
     quorum: float = 1.0
     buffer: int = 0
     deadline_s: float = 3600.0
     largest_norm: float = 1e4
-    largest_weight: float = 1e9
+    largest_weight: float = 1e7
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("rounds", 1, 1 << 31),
             ("seed", -(1 << 63), (1 << 63) - 1),
+            ("sites", 0, 1 << 31),
             ("cohort", 0, 1 << 31),
             ("quorum", 1e-9, 1),
             ("buffer", 0, 1 << 31),
@@ -85,5 +88,6 @@ class Plan:
                 return self.settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
     def needed(self, asked: int) -> int:
-        """How many of the clients asked must be counted."""
-        return max(1, math.ceil(self.quorum * asked - 1e-9))
+        """How many clients must be counted where so many are asked."""
+        expected = self.buffer or self.cohort or self.sites or asked
+        return max(1, math.ceil(self.quorum * expected - 1e-9))

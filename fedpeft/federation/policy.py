@@ -24,6 +24,7 @@ class Policy:
         broadcasts: names of the classes that may encode the steps of the global adapter.
         strategies: names of the classes that may merge updates.
         most_local_steps: in a round.
+        largest_batch_size: examples a step.
         largest_learning_rate: of local training.
         min_cohort: the fewest sites whose updates are merged with this one's, this one included.
         privacy: protections that must be in force: "masking" (secure aggregation), "noise" (differential privacy).
@@ -37,13 +38,19 @@ class Policy:
     broadcasts: tuple[str, ...] = ("*",)
     strategies: tuple[str, ...] = ("*",)
     most_local_steps: int = 1 << 32
+    largest_batch_size: int = 1 << 32
     largest_learning_rate: float = math.inf
     min_cohort: int = 1
     privacy: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.most_local_steps < 1 or self.min_cohort < 1 or not self.largest_learning_rate > 0:
-            raise ValueError("most_local_steps and min_cohort must be at least 1, largest_learning_rate positive")
+        if (
+            min(self.most_local_steps, self.largest_batch_size, self.min_cohort) < 1
+            or not self.largest_learning_rate > 0
+        ):
+            raise ValueError(
+                "most_local_steps, largest_batch_size and min_cohort must be at least 1, largest_learning_rate positive"
+            )
         if unknown := set(self.privacy) - set(PROTECTIONS):
             raise ValueError(f"privacy: expected some of {list(PROTECTIONS)}, got {sorted(unknown)}")
 
@@ -63,12 +70,14 @@ class Policy:
         settings = task.settings
         if settings.local_steps > self.most_local_steps:
             raise _refused("most_local_steps", f"at most {self.most_local_steps}", f"{settings.local_steps}")
+        if settings.batch_size > self.largest_batch_size:
+            raise _refused("largest_batch_size", f"at most {self.largest_batch_size}", f"{settings.batch_size}")
         if not settings.learning_rate <= self.largest_learning_rate:
             raise _refused(
                 "largest_learning_rate", f"at most {self.largest_learning_rate:g}", f"{settings.learning_rate:g}"
             )
-        if task.cohort < self.min_cohort:
-            raise _refused("min_cohort", f"at least {self.min_cohort} sites", f"a cohort of {task.cohort}")
+        if task.merged < self.min_cohort:
+            raise _refused("min_cohort", f"at least {self.min_cohort} sites", f"a merge of {task.merged}")
         if missing := set(self.privacy) - set(task.privacy):
             raise _refused(
                 "privacy", f"{', '.join(self.privacy)} in force", f"a task without {', '.join(sorted(missing))}"
@@ -79,11 +88,12 @@ def _check_names(rule: str, allowed: Sequence[str], expression: str) -> None:
     if "*" in allowed:
         return
     try:
-        other = sorted(called(expression) - set(allowed))
+        names = called(expression)
     except ConfigError as error:
         raise RefusedError(Reason.POLICY, f"{rule}: {error}") from None
-    if other or not expression:
-        raise _refused(rule, ", ".join(allowed) or "none", f"{', '.join(other)} in {expression[:200]!r}")
+    if not names or names - set(allowed):
+        other = ", ".join(sorted(names - set(allowed))) or "nothing"
+        raise _refused(rule, ", ".join(allowed) or "none", f"{other} in {expression[:200]!r}")
 
 
 def _refused(rule: str, allowed: str, asked: str) -> RefusedError:

@@ -31,6 +31,9 @@ class Checked:
     metrics: Mapping[str, float]
 
 
+_LONGEST_TRACE = 8000
+
+
 class FailedError(RefusedError):
     """A reply that says that the site failed, with the site's own traceback if it gives one."""
 
@@ -79,7 +82,7 @@ class Replies:
                 reasons = [reason for reason in Reason if reason.value == reply.refusal.reason]
                 raise RefusedError(reasons[0] if reasons else Reason.POLICY, reply.refusal.detail[:2000])
             case "failure":
-                raise FailedError(reply.failure.error[:2000], reply.failure.trace)
+                raise FailedError(reply.failure.error[:2000], reply.failure.trace[-_LONGEST_TRACE:])
         raise RefusedError(Reason.BAD_PAYLOAD, "the reply holds no result")
 
     def decode(self, node: NodeId, payload: bytes | memoryview, number: int) -> Float[Tensor, " d"]:

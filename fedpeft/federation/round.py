@@ -16,12 +16,13 @@ from fedpeft.federation.plan import Plan
 from fedpeft.federation.replies import Checked, FailedError, Replies
 from fedpeft.federation.state import ServerState
 from fedpeft.federation.tasks import Tasks, publish
-from fedpeft.federation.transport import Arrival, NodeId, Transport
+from fedpeft.federation.transport import Arrival, NodeId, Parcel, Transport
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
 from fedpeft.strategies import Fold, Update
 
 _FINAL = (Reason.BAD_PAYLOAD, Reason.FAILED, Reason.POLICY, Reason.OTHER_SPACE, Reason.OTHER_RUN, Reason.OTHER_ROUND)
+_GIVEN_UP = 8  # rounds
 _METRICS = ("loss", "train_s", "encode_s")
 
 
@@ -43,7 +44,7 @@ class Setting:
     transport: Transport
     journal: Journal
     watch: Watch
-    at_work: dict[NodeId, tuple[int, bytes]] = field(default_factory=dict)
+    at_work: dict[NodeId, tuple[int, Parcel]] = field(default_factory=dict)
 
 
 class Round:
@@ -62,9 +63,9 @@ class Round:
         self._setting, self._state = setting, state
         self.number = state.round + 1
         self.public, step = publish(self._plan, self._space, self._journal, state, self.number)
-        if not self._journal.of("OPEN", self.number):
+        if len(self._journal.of("OPEN", self.number)) <= len(self._journal.of("FAIL", self.number)):
             self._open(step)
-        self._cohort: Sequence[NodeId] = self._journal.of("OPEN", self.number)[0]["cohort"]
+        self._cohort: Sequence[NodeId] = self._journal.of("OPEN", self.number)[-1]["cohort"]
         clients = _numbers(self._journal, self.number)
         self._wanted = self._plan.buffer or len(self._cohort)
         self._needed = self._plan.needed(self._wanted)
@@ -110,13 +111,16 @@ class Round:
         return fold.finalize()
 
     def _open(self, step: bytes) -> None:
-        nodes = sorted(self._setting.transport.nodes())
-        if not nodes:
+        """Choose who is asked: of who is there now, and, where the round is taken up again, who was counted before."""
+        counted = {record["node"] for record in self.accepted}
+        nodes = sorted(set(self._setting.transport.nodes()) - counted)
+        if not nodes and not counted:
             raise QuorumError(f"round {self.number}: there is no client to ask")
         known = _numbers(self._journal, self.number)
         new = sorted(set(nodes) - known.keys())
         order = Stream(self._plan.seed, Purpose.COHORT, self.number).permutation(len(nodes))
-        cohort = sorted(nodes[i] for i in order[: self._plan.cohort or None])
+        places = max(0, self._plan.cohort - len(counted)) if self._plan.cohort else len(nodes)
+        cohort = sorted(counted | {nodes[i] for i in order[:places]})
         self._journal.append(
             "OPEN",
             round=self.number,
@@ -132,28 +136,35 @@ class Round:
         refused = self._refused()
         done = {record["node"] for record in self.accepted} | {r["node"] for r in refused if r["final"]}
         lost = {record["node"] for record in refused if record["why"].startswith(Reason.STALE_ADAPTER)}
-        asked = [node for node in self._cohort if node not in done]
-        while asked:
-            requests = {node: self._tasks.task(node, node in lost) for node in asked}
-            self._ask(requests)
-            stale = set()
+        new = [node for node in self._cohort if node not in done]
+        requests: dict[NodeId, Parcel] = {}
+        while new:
+            fresh = {node: self._tasks.task(node, node in lost) for node in new}
+            self._ask(fresh)
+            requests |= fresh
+            new = []
             for arrival in self._setting.transport.exchange(requests, max(0.0, until - time.monotonic())):
+                requests.pop(arrival.node, None)
                 error = self._receive(arrival, self.number, late=time.monotonic() > until)
                 if error and error.reason is Reason.STALE_ADAPTER and arrival.node not in lost:
-                    stale.add(arrival.node)
-            lost |= stale
-            asked = sorted(stale)
+                    lost.add(arrival.node)
+                    new = [arrival.node]
+                    break
 
     def _fill(self, until: float) -> None:
         """Count whatever comes until the buffer is full; who has answered works on from the newest adapter.
 
         Nguyen et al., 2022 (arXiv 2106.06639), Algorithm 1. A node trains from each adapter once, so it rests where
-        it has answered the newest already.
+        it has answered the newest already; the buffer is full with updates of as many nodes. What a node was asked for
+        long ago is given up once it is away.
         """
         at_work = self._setting.at_work
+        for node in at_work.keys() - set(self._cohort):
+            if self.number - at_work[node][0] >= _GIVEN_UP:
+                del at_work[node]
         lost: set[NodeId] = set()
         spent = {r["node"] for r in self._refused() if r["final"] and r["base"] == self.number}
-        while len(self.accepted) < self._wanted:
+        while len({record["node"] for record in self.accepted}) < self._wanted:
             done = spent | {r["node"] for r in self.accepted if r["base"] == self.number}
             new = {n: self._tasks.task(n, n in lost) for n in self._cohort if n not in at_work and n not in done}
             self._ask(new)
@@ -163,14 +174,14 @@ class Round:
             arrival = next(iter(replies), None)
             if arrival is None:
                 return
-            base, _ = at_work.pop(arrival.node, (self.number, b""))
+            base, _ = at_work.pop(arrival.node, (self.number, None))
             error = self._receive(arrival, base, late=False)
             if error and error.reason is Reason.STALE_ADAPTER and arrival.node not in lost:
                 lost.add(arrival.node)
             elif error and base == self.number:
                 spent.add(arrival.node)
 
-    def _ask(self, requests: dict[NodeId, bytes]) -> None:
+    def _ask(self, requests: dict[NodeId, Parcel]) -> None:
         if requests:
             self._journal.append("ASK", round=self.number, bytes={node: len(data) for node, data in requests.items()})
         for node, data in requests.items():
@@ -219,7 +230,7 @@ class Round:
         return [record for record in self._journal.of("REFUSE", self.number) if record["attempt"] == attempt]
 
     def _check_quorum(self) -> None:
-        counted = len(self.accepted)
+        counted = len({record["node"] for record in self.accepted})
         if counted >= self._needed:
             return
         refused = self._refused()

@@ -98,11 +98,13 @@ class Server:
             raise JournalError(f"{self._journal.folder} is of another run: {error}") from None
         if first["plan"] != self._rules():
             raise JournalError(f"{self._journal.folder} is of another run: it began as {first['plan']}")
-        return ServerState.from_bytes(self._journal.get(self._last_state()))
+        state = ServerState.from_bytes(self._journal.get(self._last_state()))
+        self._journal.forget(state.round)
+        return state
 
     def _rules(self) -> str:
-        """The plan, whose number of rounds alone may change."""
-        return repr(replace(self._plan, rounds=1))
+        """What of the plan may not change: all that decides a result, so not for whom or how long a round waits."""
+        return repr(replace(self._plan, rounds=1, sites=0, quorum=1.0, deadline_s=0.0))
 
     def _last_state(self) -> str:
         """Digest of the state that was last committed."""
@@ -144,6 +146,7 @@ class Server:
         self.state = state
         steps = {record["step"] for record in kept_steps(self._journal, state.round, self._space)}
         self._journal.keep_only(steps | {digest, self._journal.records[0]["space"]})
+        self._journal.forget(state.round)
         self._setting.watch(Event(Happening.COMMITTED, round=state.round, facts=metrics))
 
     def _metrics(self, number: int, accepted: Sequence[Record], scores: Mapping[str, float]) -> Record:

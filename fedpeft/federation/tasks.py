@@ -13,7 +13,7 @@ from fedpeft.federation import broadcast
 from fedpeft.federation.journal import Journal, Record
 from fedpeft.federation.plan import Plan
 from fedpeft.federation.state import ServerState
-from fedpeft.federation.transport import NodeId
+from fedpeft.federation.transport import Common, NodeId, Parcel
 from fedpeft.space import Space
 
 
@@ -60,20 +60,28 @@ class Tasks:
         self._plan, self._space, self._journal, self._state = plan, space, journal, state
         self._number, self._clients, self._merged = number, clients, merged
         self._steps = kept_steps(journal, number, space)
-        self._whole = broadcast.whole(public, space, state.run, number)
+        self._public = public
+        self._common: dict[int, Common] = {}
 
-    def task(self, node: NodeId, lost: bool = False) -> bytes:
-        """What a node is sent.
+    def task(self, node: NodeId, lost: bool = False) -> Parcel:
+        """What a node is sent; nodes that hold the same adapter are sent the same steps.
 
         Args:
             node: to whom.
             lost: it no longer has the adapter that it was sent before.
         """
-        task = self._head(node)
-        held = 0 if lost else task.counted
+        head = self._head(node)
+        held = 0 if lost else head.counted
+        if held not in self._common:
+            self._common[held] = Common(self._way_from(held).SerializeToString(deterministic=True))
+        # Messages one after another are one message with the fields of both.
+        return Parcel(self._common[held], head.SerializeToString(deterministic=True))
+
+    def _way_from(self, held: int) -> pb.Task:
+        task = pb.Task()
         steps = [record for record in self._steps if record["round"] > held]
         all_kept = len(steps) == self._number - held
-        if held and all_kept and sum(r["step_bytes"] for r in steps) < len(self._whole):
+        if held and all_kept and sum(r["step_bytes"] for r in steps) < broadcast.WHOLE_BYTES * self._space.numel:
             for record in steps:
                 task.broadcasts.add(
                     from_round=record["round"] - 1,
@@ -82,9 +90,10 @@ class Tasks:
                     payload=self._journal.get(record["step"]),
                 )
         else:
+            whole = broadcast.whole(self._public, self._space, self._state.run, self._number)
             task.space = self._space.to_json()
-            task.broadcasts.add(to_round=self._number, codec=repr(broadcast.WHOLE), payload=self._whole)
-        return task.SerializeToString(deterministic=True)
+            task.broadcasts.add(to_round=self._number, codec=repr(broadcast.WHOLE), payload=whole)
+        return task
 
     def _head(self, node: NodeId) -> pb.Task:
         settings = self._plan.settings
@@ -97,7 +106,7 @@ class Tasks:
             counted=max(self._state.counted.get(node, 0), *self._answered(node, "ACCEPT")),
             refused=max(self._state.refused.get(node, 0), *self._answered(node, "REFUSE", Reason.BAD_PAYLOAD)),
             strategy=repr(self._plan.strategy),
-            cohort=self._merged,
+            merged=self._merged,
             settings=pb.Settings(
                 local_steps=settings.local_steps,
                 batch_size=settings.batch_size,
@@ -118,7 +127,7 @@ def kept_steps(journal: Journal, number: int, space: Space) -> list[Record]:
     """The steps up to a round whose payloads are kept: as many of the last as are together smaller than the whole."""
     kept: list[Record] = []
     room = broadcast.WHOLE_BYTES * space.numel
-    for record in (record for n in range(number, 1, -1) for record in journal.of("OPEN", n)):
+    for record in (record for n in range(number, 1, -1) for record in journal.of("OPEN", n)[:1]):
         room -= record["step_bytes"]
         if kept and room < 0:
             break

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from fedpeft.federation import Arrival, Handler, NodeId
+from fedpeft.federation import Arrival, Handler, NodeId, Parcel
 
 
 class MemoryTransport:
@@ -15,13 +15,13 @@ class MemoryTransport:
 
     def __init__(self, handlers: Mapping[NodeId, Handler]) -> None:
         self._handlers = dict(handlers)
-        self._pending: dict[NodeId, bytes] = {}
+        self._pending: dict[NodeId, Parcel] = {}
 
     def nodes(self) -> Sequence[NodeId]:
         """All of them."""
         return sorted(self._handlers)
 
-    def exchange(self, requests: Mapping[NodeId, bytes], deadline_s: float) -> Iterator[Arrival]:
+    def exchange(self, requests: Mapping[NodeId, Parcel], deadline_s: float) -> Iterator[Arrival]:
         """Replies as they are made; who has not begun when the deadline passes is not asked."""
         until = time.monotonic() + deadline_s
         kept = {node: request for node, request in self._pending.items() if requests.get(node) == request}
@@ -29,4 +29,4 @@ class MemoryTransport:
         while self._pending and time.monotonic() < until:
             node, request = next(iter(self._pending.items()))
             del self._pending[node]
-            yield Arrival(node, self._handlers[node](request))
+            yield Arrival(node, self._handlers[node](bytes(request)))

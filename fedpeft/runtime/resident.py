@@ -39,41 +39,20 @@ def serve(
     Raises:
         ConfigError: the path cannot be used, or another process serves there.
     """
-    listener, turn, places = _listen(path), threading.Lock(), threading.BoundedSemaphore(_CALLERS)
-    failures: list[BaseException] = []
-
-    def work(request: bytes, caller: socket.socket) -> bytes | None:
-        with turn:
-            if stop.is_set() or _gone(caller):
-                return None
-            try:
-                return handler(request)
-            except BaseException as error:
-                failures.append(error)
-                stop.set()
-                return None
-
-    def attend(caller: socket.socket) -> None:
-        # A caller that is dead, silent or no caller of ours is nobody else's trouble.
-        with places, caller, suppress(OSError, RefusedError):
-            caller.settimeout(silent_s)
-            reply = work(_receive(caller, largest), caller)
-            if reply is not None:
-                _send(caller, reply)
-
+    listener, desk = _listen(path), _Desk(handler, stop, largest, silent_s)
     callers: list[threading.Thread] = []
     with listener:
         while not stop.is_set():
             with suppress(TimeoutError):
                 caller, _ = listener.accept()
                 callers = [thread for thread in callers if thread.is_alive()]
-                callers.append(threading.Thread(target=attend, args=(caller,), name="caller", daemon=True))
+                callers.append(threading.Thread(target=desk.attend, args=(caller,), name="caller", daemon=True))
                 callers[-1].start()
     path.unlink(missing_ok=True)
     for thread in callers:
         thread.join()
-    if failures:
-        raise failures[0]
+    if desk.failures:
+        raise desk.failures[0]
 
 
 def ask(path: Path, request: bytes, timeout_s: float, largest: int = LARGEST) -> bytes:
@@ -109,6 +88,34 @@ def ask(path: Path, request: bytes, timeout_s: float, largest: int = LARGEST) ->
                 ) from None
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
+
+
+class _Desk:
+    """Where callers are attended to: a few at a time, and only one is worked for."""
+
+    def __init__(self, handler: "Handler", stop: threading.Event, largest: int, silent_s: float) -> None:
+        self._handler, self._stop, self._largest, self._silent_s = handler, stop, largest, silent_s
+        self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(_CALLERS)
+        self.failures: list[BaseException] = []
+
+    def attend(self, caller: socket.socket) -> None:
+        # A caller that is dead, silent or no caller of ours is nobody else's trouble.
+        with self._places, caller, suppress(OSError, RefusedError):
+            caller.settimeout(self._silent_s)
+            reply = self._work(_receive(caller, self._largest), caller)
+            if reply is not None:
+                _send(caller, reply)
+
+    def _work(self, request: bytes, caller: socket.socket) -> bytes | None:
+        with self._turn:
+            if self._stop.is_set() or _gone(caller):
+                return None
+            try:
+                return self._handler(request)
+            except BaseException as error:
+                self.failures.append(error)
+                self._stop.set()
+                return None
 
 
 def _listen(path: Path) -> socket.socket:

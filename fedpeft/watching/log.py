@@ -23,6 +23,7 @@ _FACTS: Mapping[Happening, tuple[str, ...]] = {
     Happening.DISCONNECTED: ("why",),
     Happening.REJECTED: ("why",),
     Happening.WORKING: ("state",),
+    Happening.WAITING: ("connected", "needed"),
     Happening.OPENED: ("cohort",),
     Happening.ASKED: ("down_bytes",),
     Happening.COUNTED: ("up_bytes", "weight", "loss", "train_s", "encode_s"),

@@ -24,7 +24,7 @@ class SitePicture(_Model):
     """How a site stands.
 
     Args:
-        state: "expected", "idle", "downloading", "training", "uploading" or "away".
+        state: "expected", "rejected", "idle", "downloading", "training", "uploading" or "away".
         round: that its last counted update was of; 0 for none.
         loss: of that update, before training.
         up_bytes: of all its replies.
@@ -58,6 +58,7 @@ class Picture(_Model):
         loss: after that round.
         accuracy: after that round.
         finished: the last round is done.
+        waiting: for whom a round waits before it opens; "" where none does.
         failure: why a round ended below quorum, the last time that one did.
         sites: by name.
     """
@@ -73,6 +74,7 @@ class Picture(_Model):
     loss: float | None = None
     accuracy: float | None = None
     finished: bool = False
+    waiting: str = ""
     failure: str = ""
     sites: dict[str, SitePicture] = {}
 

@@ -16,7 +16,7 @@ from fedpeft.watching.words import one_line
 _PAUSE_S = 0.5
 _HEARTBEAT_S = 5.0
 _BUSY = ("downloading", "training", "uploading")
-_URGENT = (Happening.COMMITTED, Happening.FAILED, Happening.FINISHED)
+_URGENT = (Happening.WAITING, Happening.COMMITTED, Happening.FAILED, Happening.FINISHED)
 _NO_SIGN_OF_LIFE = (Happening.ASKED, Happening.REJECTED)
 # Who is told of these has shown a certificate of the roster; any other name gets no line of its own.
 _KNOWN = (Happening.CONNECTED, Happening.ASKED, Happening.COUNTED)
@@ -92,6 +92,11 @@ class Status:
                     self._commit(event.facts)
                 case Happening.FAILED:
                     self._picture.failure = f"round {event.round}: {one_line(event.facts.get('why', ''))}"
+                case Happening.WAITING:
+                    connected, needed = (_count(event.facts, name) for name in ("connected", "needed"))
+                    self._picture.waiting = f"{connected} of the {needed} sites that a round needs are connected"
+                case Happening.OPENED:
+                    self._picture.waiting = ""
                 case Happening.FINISHED:
                     self._picture.finished = True
             if event.node and (event.kind in _KNOWN or one_line(event.node) in self._picture.sites):
@@ -137,6 +142,9 @@ def _take(site: SitePicture, event: Event) -> None:
             site.state, site.version = "idle", one_line(facts.get("version", ""), 40)
         case Happening.DISCONNECTED:
             site.state = "away"
+        case Happening.REJECTED:
+            site.refusal = one_line(facts.get("why", ""))
+            site.state = "rejected" if site.state in ("expected", "away") else site.state
         case Happening.WORKING:
             site.state = one_line(facts.get("state", "?"), 20)
         case Happening.ASKED:

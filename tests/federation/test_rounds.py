@@ -608,3 +608,67 @@ def test_a_task_with_settings_out_of_range_is_refused(tmp_path: Path) -> None:
     answer, _ = messages.split(world.clients(None)["ann"](task.SerializeToString()))
     assert answer.refusal.reason == "policy"
     assert "local_steps must lie in [1, 100000], got 4294967295" in answer.refusal.detail
+
+
+def test_a_round_taken_up_again_asks_who_is_there_then(tmp_path: Path) -> None:
+    """A site that left for good does not hold an open round for ever: who has come since is asked instead."""
+    transport = Tampering(world.clients(tmp_path / "sites", ("ann", "bob", "cat", "dan")))
+    present = ["ann", "bob", "cat"]
+    transport.nodes = lambda: sorted(present)  # type: ignore[method-assign]
+    transport.tamper = lambda node, data: None if node == "cat" else data
+    with Journal(tmp_path / "journal") as journal:
+        server = world.server(replace(PLAN, sites=3, rounds=2), transport, journal)
+        with pytest.raises(QuorumError, match="2 of 3 clients were counted, 3 needed"):
+            next(server.run())
+        present[:] = ["ann", "bob", "dan"]
+        first, second = server.run()
+    assert set(first["sites"]) == set(second["sites"]) == {"ann", "bob", "dan"}
+    assert [node for node, task in transport.asked if task.round == 1] == ["ann", "bob", "cat", "dan"]
+
+
+def test_a_quorum_is_of_the_sites_and_not_of_whoever_came(tmp_path: Path) -> None:
+    plan = replace(PLAN, rounds=1, sites=5, quorum=0.6)
+    assert (plan.needed(3), plan.needed(5)) == (3, 3)
+    transport = Tampering(world.clients(tmp_path / "sites"))
+    transport.tamper = lambda node, data: None if node == "cat" else data
+    with (
+        Journal(tmp_path / "journal") as journal,
+        pytest.raises(QuorumError, match="2 of 3 clients were counted, 3 need"),
+    ):
+        next(world.server(plan, transport, journal).run())
+
+
+def test_how_long_and_for_whom_a_round_waits_may_change(tmp_path: Path) -> None:
+    run(replace(PLAN, rounds=1), tmp_path)
+    with Journal(tmp_path / "journal") as journal:
+        plan = replace(PLAN, rounds=2, sites=3, quorum=0.5, deadline_s=7.0)
+        assert len(list(world.server(plan, MemoryTransport(world.clients(tmp_path / "sites")), journal).run())) == 1
+
+
+def test_a_site_that_lost_its_adapter_is_asked_again_while_others_still_work(tmp_path: Path) -> None:
+    class Slow(Tampering):
+        """Cat answers only once bob, who lost his adapter, was counted."""
+
+        def exchange(self, requests, deadline_s):
+            first = {node: request for node, request in requests.items() if node != "cat"} or requests
+            yield from super().exchange(first, deadline_s)
+            if first != requests:
+                yield from super().exchange({"cat": requests["cat"]}, deadline_s)
+
+    transport = Slow(world.clients(tmp_path / "sites"))
+    with Journal(tmp_path / "journal") as journal:
+        rounds = world.server(PLAN, transport, journal).run()
+        next(rounds)
+        (tmp_path / "sites" / "bob").unlink()
+        assert next(rounds)["counted"] == 3
+        order = [record["node"] for record in world.log(journal) if record["kind"] == "ACCEPT" and record["round"] == 2]
+    assert order == ["ann", "bob", "cat"]
+
+
+def test_a_journal_in_memory_does_not_grow_with_what_only_open_rounds_need(tmp_path: Path) -> None:
+    transport = MemoryTransport(world.clients(tmp_path / "sites"))
+    with Journal(tmp_path / "journal") as journal:
+        list(world.server(replace(PLAN, rounds=6), transport, journal).run())
+        kinds = [record["kind"] for record in journal.records if record.get("round", 0) < 6]
+        assert set(kinds) == {"BEGIN", "OPEN", "COMMIT"}
+        assert len(world.log(journal)) > 2 * len(journal.records)

@@ -1,12 +1,13 @@
 """A federation without a model: clients whose "training" is arithmetic, so that rounds take microseconds."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from fedpeft._proto import federation_pb2 as pb
-from fedpeft.federation import Arrival, Client, ClientStore, Journal, Plan, Server, messages
+from fedpeft.federation import Arrival, Client, ClientStore, Journal, Parcel, Plan, Server, messages
 from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.space import Slot, Space
 from fedpeft.training import Encoded, Job, Trained
@@ -54,8 +55,8 @@ class Tampering(MemoryTransport):
         self.tamper: Callable[[str, bytes], bytes | Sequence[bytes] | None] = lambda node, data: data
         self.asked: list[tuple[str, pb.Task]] = []
 
-    def exchange(self, requests: Mapping[str, bytes], deadline_s: float) -> Iterator[Arrival]:
-        self.asked += [(node, pb.Task.FromString(request)) for node, request in sorted(requests.items())]
+    def exchange(self, requests: Mapping[str, Parcel], deadline_s: float) -> Iterator[Arrival]:
+        self.asked += [(node, pb.Task.FromString(bytes(request))) for node, request in sorted(requests.items())]
         for arrival in super().exchange(requests, deadline_s):
             changed = self.tamper(arrival.node, arrival.data)
             for data in [changed] if isinstance(changed, bytes) else changed or ():
@@ -73,6 +74,12 @@ def reply(data: bytes, **changes: object) -> bytes:
     for name, value in changes.items():
         setattr(message.update if hasattr(message.update, name) else message, name, value)
     return messages.join(message, payload)
+
+
+def log(journal: Journal) -> list[dict]:
+    """All records of a journal, from the disk: what a finished round alone needed has left the memory."""
+    lines = (journal.folder / "log.jsonl").read_bytes().splitlines()
+    return [json.loads(line.partition(b" ")[2]) for line in lines]
 
 
 def round_of(data: bytes) -> int:

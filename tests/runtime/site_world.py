@@ -51,13 +51,15 @@ def open_files() -> int:
 
 
 class Seen:
-    """A watch that remembers."""
+    """A watch that remembers; `then` is what it does at the first event of a kind."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.then: dict[str, Callable[[], None]] = {}
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
+        self.then.pop(event.kind, lambda: None)()
 
     def of(self, kind: str, node: str | None = None) -> list[Event]:
         return [event for event in list(self.events) if event.kind == kind and node in (None, event.node)]

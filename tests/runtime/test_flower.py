@@ -1,4 +1,4 @@
-"""The Flower transport and apps over a grid in this process, then the real engines (slow)."""
+"""The Flower transport and apps over a grid in this process."""
 
 import importlib
 import threading
@@ -12,10 +12,12 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 
 import fedpeft.runtime.flower
 from fedpeft._proto import federation_pb2 as pb
+from fedpeft.config import Experiment
 from fedpeft.errors import ConfigError, RefusedError, RunError, StoppedError
-from fedpeft.federation import Event, Journal, Plan, messages
+from fedpeft.federation import Event, Journal, Parcel, Plan, messages
 from fedpeft.flower import client_app, server_app
 from fedpeft.runtime.flower.post import unwrap, wrap
+from fedpeft.runtime.flower.ray import backend
 from fedpeft.runtime.flower.settings import chosen
 from fedpeft.runtime.flower.transport import FlowerTransport
 from fedpeft.runtime.memory import MemoryTransport
@@ -45,7 +47,8 @@ def trio(handler: Callable[[bytes], bytes | Error | None] = echo) -> dict[int, N
 
 
 def swap(flower: FlowerTransport, requests: dict[str, bytes], deadline_s: float = 5.0) -> dict[str, bytes]:
-    return {arrival.node: bytes(arrival.data) for arrival in flower.exchange(requests, deadline_s)}
+    parcels = {node: Parcel.of(request) for node, request in requests.items()}
+    return {arrival.node: bytes(arrival.data) for arrival in flower.exchange(parcels, deadline_s)}
 
 
 def test_nodes_are_sites_by_name_and_answer() -> None:
@@ -113,7 +116,7 @@ def test_who_stops_listening_loses_no_reply() -> None:
     flower, grid = transport(trio())
     flower.nodes()
     requests = dict.fromkeys(("ann", "bob", "cat"), b"1")
-    first = next(iter(flower.exchange(requests, 5)))
+    first = next(iter(flower.exchange(dict.fromkeys(requests, Parcel.of(b"1")), 5)))
     del requests[first.node]
     assert swap(flower, requests).keys() == requests.keys()
     assert all(len(node.asked) == 1 for node in grid.nodes.values())
@@ -123,7 +126,7 @@ def test_a_reply_that_flower_gives_twice_counts_once() -> None:
     flower, grid = transport(trio())
     grid.twice = True
     flower.nodes()
-    arrivals = list(flower.exchange({"ann": b"1", "bob": b"1"}, 5))
+    arrivals = list(flower.exchange(dict.fromkeys(("ann", "bob"), Parcel.of(b"1")), 5))
     assert sorted(arrival.node for arrival in arrivals) == ["ann", "bob"]
 
 
@@ -152,7 +155,7 @@ def test_an_exception_is_a_failure_that_tells_its_class_alone() -> None:
     request = pb.Task(run=b"r" * 16, round=3).SerializeToString()
     reply, payload = messages.split(swap(flower, {"ann": request})["ann"])
     assert (reply.run, reply.round, bytes(payload)) == (b"r" * 16, 3, b"")
-    assert reply.failure.error == "ClientAppException, in its ClientApp"
+    assert reply.failure.error == "ClientAppException, on its Flower node"
 
 
 def test_a_reply_of_another_kind_is_a_failure() -> None:
@@ -171,6 +174,19 @@ def test_a_reply_of_another_kind_is_a_failure() -> None:
 def test_nodes_waits_for_as_many_as_a_round_needs() -> None:
     flower, grid = transport({1: Node("ann", echo)}, least=2)
     timer = threading.Timer(0.2, lambda: grid.nodes.update({2: Node("bob", echo)}))
+    timer.start()
+    assert flower.nodes() == ["ann", "bob"]
+    timer.join()
+
+
+def test_nodes_waits_for_the_name_of_a_node_that_is_there() -> None:
+    flower, grid = transport({1: Node("ann", echo), 2: Node(None, echo)}, least=1)
+
+    def come_back() -> None:
+        del grid.nodes[2]
+        grid.nodes[3] = Node("bob", echo)
+
+    timer = threading.Timer(0.2, come_back)
     timer.start()
     assert flower.nodes() == ["ann", "bob"]
     timer.join()
@@ -277,7 +293,7 @@ def test_a_run_of_the_apps_that_breaks_off_is_taken_up_in_its_folder(tmp_path: P
 
         grid.push_messages = until_round_2
 
-    with pytest.raises(ConnectionError):
+    with pytest.raises(RunError, match="SuperLink fails: ConnectionError: the link is gone; the run can be taken up"):
         run_apps(raw, tmp_path / "flower", break_off)
     assert (tmp_path / "flower" / "metrics.jsonl").read_text().count("\n") == 1
     run_apps(raw, tmp_path / "flower")
@@ -336,3 +352,37 @@ def test_flower_that_is_missing_or_another_is_said(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(metadata, "version", lambda name: "1.42.0")
     with pytest.raises(ConfigError, match=r"expected Flower 1\.41\.0, found 1\.42\.0"):
         importlib.reload(fedpeft.runtime.flower)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "at_once", "sites_at_once", "share"),
+    [("cpu", 0, 2, 2, 0), ("cpu", 0, 9, 3, 0), ("cuda", 2, None, 2, 1), ("cuda", 2, 3, 3, 0.5), ("cuda", 1, 2, 2, 0.5)],
+)
+def test_ray_is_told_how_many_sites_work_at_once(
+    device: str, gpus: int, at_once: int | None, sites_at_once: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    experiment = Experiment.model_validate({"sites": 3, "model": {"device": device}})
+    told = backend(experiment, at_once)
+    assert (told["init_args"]["num_cpus"], told["init_args"]["num_gpus"]) == (sites_at_once, gpus)
+    assert told["client_resources"] == {"num_cpus": 1, "num_gpus": share}
+
+
+@pytest.mark.parametrize(
+    ("device", "address", "message"),
+    [
+        ("cuda:1", None, "Ray gives each site its device; expected 'cuda', got 'cuda:1'"),
+        ("cuda", None, "there is no GPU here"),
+        ("cpu", "127.0.0.1:6379", "the Ray cluster at RAY_ADDRESS decides"),
+    ],
+)
+def test_what_ray_cannot_do_is_said(
+    device: str, address: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=message):
+        backend(Experiment.model_validate({"model": {"device": device}}), 2)

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fedpeft._proto import session_pb2 as pb
 from fedpeft.errors import PayloadError, Reason, RefusedError
+from fedpeft.federation import Parcel
 from fedpeft.runtime.grpc import link as link_module
 from fedpeft.runtime.grpc import spool as spool_module
 from fedpeft.runtime.grpc.gate import Gate
@@ -86,8 +87,8 @@ def chunks(data: bytes) -> list[pb.Frame]:
 def test_messages_of_all_sizes_come_both_ways(tmp_path: Path, size: int) -> None:
     a, b = End(tmp_path / "a"), End(tmp_path / "b")
     up, down = os.urandom(size), os.urandom(size)
-    a.link.send(up, digest(up), answers=TASK)
-    b.link.send(down, digest(down))
+    a.link.send(Parcel.of(up), answers=TASK)
+    b.link.send(Parcel.of(down))
     exchange(a, b)
     assert (a.messages, b.messages) == ([down], [up])
     assert not list(tmp_path.rglob("ann@*"))
@@ -103,7 +104,7 @@ def exchange(a: End, b: End) -> None:
 def test_no_more_than_a_window_is_sent_ahead(tmp_path: Path) -> None:
     a = End(tmp_path)
     data = bytes(3 * WINDOW)
-    a.link.send(data, digest(data))
+    a.link.send(Parcel.of(data))
     assert kinds(a.all()) == ["offer"]
     frames = a.hears(pb.Frame(take=pb.Take(digest=digest(data), offset=PIECE)))
     assert [frame.chunk.offset for frame in frames] == [PIECE * i for i in range(1, 1 + WINDOW // PIECE)]
@@ -115,17 +116,17 @@ def test_no_more_than_a_window_is_sent_ahead(tmp_path: Path) -> None:
 def test_nothing_is_sent_before_it_is_asked_for(tmp_path: Path) -> None:
     """A message offered again, while acknowledgements of the first time are still on their way."""
     a = End(tmp_path)
-    a.link.send(BIG, digest(BIG))
+    a.link.send(Parcel.of(BIG))
     assert kinds(a.hears(pb.Frame(kept=pb.Kept(digest=digest(BIG), offset=PIECE)))) == ["offer"]
 
 
 def test_a_newer_message_takes_the_place_of_one_on_its_way(tmp_path: Path) -> None:
     a, b = End(tmp_path / "a"), End(tmp_path / "b")
     other = os.urandom(2 * PIECE)
-    a.link.send(BIG, digest(BIG), answers=TASK)
+    a.link.send(Parcel.of(BIG), answers=TASK)
     first, *_ = a.hears(*b.hears(*a.all()))
     b.hears(first)
-    a.link.send(other, digest(other), answers=TASK)
+    a.link.send(Parcel.of(other), answers=TASK)
     exchange(a, b)
     assert b.messages == [other]
 
@@ -188,14 +189,14 @@ def test_a_lie_about_the_content_is_dropped_and_forgotten(tmp_path: Path) -> Non
 def test_what_the_disk_lost_comes_again(tmp_path: Path) -> None:
     """After a loss of power, a file may hold other bytes than were written."""
     a, b = End(tmp_path / "a"), End(tmp_path / "b")
-    a.link.send(BIG, digest(BIG), answers=TASK)
+    a.link.send(Parcel.of(BIG), answers=TASK)
     a.hears(*b.hears(*a.all()))
     b.hears(*itertools.islice(chunks(BIG), 2))
     (file,) = (tmp_path / "b").iterdir()
     for damage in (bytes(2 * PIECE), bytes(len(BIG)), BIG[:5]):
         file.write_bytes(damage)
         a, b = End(tmp_path / "a"), End(tmp_path / "b")
-        a.link.send(BIG, digest(BIG), answers=TASK)
+        a.link.send(Parcel.of(BIG), answers=TASK)
         exchange(a, b)
         assert b.messages == [BIG]
 
@@ -250,7 +251,7 @@ def test_the_end_of_a_round_ends_what_answers_it_and_nothing_else(tmp_path: Path
 def test_a_closed_link_takes_no_place_and_says_only_what_it_had_to_say(tmp_path: Path) -> None:
     b = End(tmp_path)
     b.hears(offer(BIG))
-    b.link.send(BIG, digest(BIG))
+    b.link.send(Parcel.of(BIG))
     b.link.handle(pb.Frame(take=pb.Take(digest=digest(BIG), offset=0)))
     b.link.bye("enough")
     b.link.handle(offer(BIG))
@@ -264,7 +265,7 @@ def test_a_refusal_of_the_receiver_is_told_at_both_ends(tmp_path: Path) -> None:
         raise RefusedError(Reason.LATE, "the round is closed")
 
     a, b = End(tmp_path / "a"), End(tmp_path / "b", wants=unwanted)
-    a.link.send(BIG, digest(BIG), answers=TASK)
+    a.link.send(Parcel.of(BIG), answers=TASK)
     exchange(a, b)
     assert [error.detail for error in b.errors] == ["the round is closed"]
     assert [(drop.reason, drop.detail) for drop in a.drops] == [("late", "the round is closed")]
@@ -288,7 +289,7 @@ class Line:
         self.b.link._received = self._received
         self.up: deque[pb.Frame] = deque()
         self.down: deque[pb.Frame] = deque()
-        self.a.link.send(self._data, digest(self._data), answers=TASK)
+        self.a.link.send(Parcel.of(self._data), answers=TASK)
 
     def _received(self, message: Message) -> None:
         self.arrived.append(bytes(message.data))

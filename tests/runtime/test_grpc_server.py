@@ -138,7 +138,7 @@ def test_a_site_that_may_not_take_part_learns_why(keyring: Path, tmp_path: Path,
 
 def test_who_does_not_greet_in_time_is_dismissed(keyring: Path, tmp_path: Path) -> None:
     with (
-        listening(keyring, tmp_path / "spool", limits=Limits(greeting_s=0.1)) as transport,
+        listening(keyring, tmp_path / "spool", limits=Limits(greeting_s=1.0)) as transport,
         Raw(transport.address, keyring / "ann", hello=False) as mute,
     ):
         assert mute.hear("bye").why == "expected a Hello in time"
@@ -337,7 +337,7 @@ def test_nobody_is_told_anything_under_a_lock(keyring: Path, tmp_path: Path) -> 
     assert not stuck
 
 
-def test_stop_ends_every_wait(transport: GrpcTransport, keyring: Path, tmp_path: Path) -> None:
+def test_stop_ends_every_wait(keyring: Path, tmp_path: Path) -> None:
     with listening(keyring, tmp_path / "other", least=2) as lonely:
         waits = [lambda: lonely.nodes(), lambda: lonely.pause(60), lambda: list(lonely.exchange({"ann": b""}, 60))]
         errors: list[StoppedError] = []
@@ -371,7 +371,8 @@ def test_close_ends_sessions_that_are_half_open_or_deaf(
             site.offer(BIG, digest(b"task"))
         busy.hear("take")
         wait_until(lambda: len(transport._open) == 4)
-        transport.close("that is all", finished=True)
+        transport.farewell([], "that is all", 0)
+        transport.close()
         for site in (mute, busy, waiting):
             bye = site.hear("bye")
             assert (bye.why, bye.finished) == ("that is all", True)
@@ -406,10 +407,12 @@ def test_a_listener_that_stops_listening_leaves_no_file(
     transport: GrpcTransport, keyring: Path, tmp_path: Path
 ) -> None:
     with Raw(transport.address, keyring / "ann") as site:
-        threading.Thread(target=lambda: upload(site, site.task()), daemon=True).start()
+        uploading = threading.Thread(target=lambda: upload(site, site.task()), daemon=True)
+        uploading.start()
         arrival = next(iter(transport.exchange({"ann": b"task"}, 20)))
         assert arrival.data == BIG
-        wait_until(lambda: not list((tmp_path / "spool").iterdir()))
+        uploading.join(20)
+    wait_until(lambda: not list((tmp_path / "spool").iterdir()))
 
 
 def test_who_is_at_work_is_not_asked_again(transport: GrpcTransport, keyring: Path) -> None:
@@ -463,7 +466,7 @@ def test_an_address_in_use_and_keys_that_are_none_are_said(
     transport: GrpcTransport, keyring: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RunError, match=f"cannot listen on {transport.address}"):
-        GrpcTransport(transport.address, keyring / "server", tmp_path / "other")
+        GrpcTransport(transport.address, keyring / "server", tmp_path / "other").start()
     with pytest.raises(IdentityError, match="ca.crt"):
         GrpcTransport("127.0.0.1:0", tmp_path, tmp_path / "other")
 

@@ -48,6 +48,7 @@ def story(texts: Mapping[str, str] | None = None) -> list[Event]:
     """Every kind of event, in an order in which they come."""
     say = {"connected": "0.1.0", "refused": "bad payload: norm: expected at most 1, got 2"} | dict(texts or {})
     events = [Event(Happening.CONNECTED, site, facts={"version": say["connected"]}) for site in SITES]
+    events.append(Event(Happening.WAITING, facts={"connected": 1, "needed": 3}))
     events.append(Event(Happening.REJECTED, facts={"why": say.get("rejected", "a certificate of nobody here")}))
     for number in (1, 2):
         events.append(Event(Happening.OPENED, round=number, facts={"cohort": 3}))

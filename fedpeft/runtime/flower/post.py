@@ -1,16 +1,17 @@
 """Bytes in Flower's messages: sent to a node, and what comes back."""
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedpeft.errors import Reason, RefusedError
+from fedpeft.errors import Reason, RefusedError, RunError
 
 _RECORD, _ARRAY, _STYPE = "fedpeft", "payload", "fedpeft.v1"
-_PULLED_AT_ONCE = 16
+_PULLED_AT_ONCE = 4
 _CODES = {code: name.lower().replace("_", " ") for name, code in vars(ErrorCode).items() if isinstance(code, int)}
 _PASSING = (
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -55,6 +56,8 @@ class Trouble:
 class Post:
     """Sends letters to Flower's nodes, one by one so that each has an id of its own for certain.
 
+    All methods raise RunError if the SuperLink fails.
+
     Args:
         grid: of the ServerApp.
     """
@@ -64,7 +67,8 @@ class Post:
 
     def online(self) -> dict[int, str]:
         """The nodes that are there, and the name that each was registered with: "" for none."""
-        return {node.node_id: node.name for node in self._grid.get_nodes()}
+        with _reached():
+            return {node.node_id: node.name for node in self._grid.get_nodes()}
 
     def send(self, node: int, kind: str, data: bytes, ttl_s: float) -> str | None:
         """Send to a node; returns the letter's id, or None if Flower does not take it.
@@ -75,15 +79,27 @@ class Post:
             data: what it is sent.
             ttl_s: seconds in which the reply must be there.
         """
-        (letter,) = list(self._grid.push_messages([Message(wrap(data), node, kind, ttl=ttl_s)])) or (None,)
+        with _reached():
+            (letter,) = list(self._grid.push_messages([Message(wrap(data), node, kind, ttl=ttl_s)])) or (None,)
         return letter or None
 
     def fetch(self, letters: Collection[str]) -> Iterator[list[tuple[str, bytes | Trouble]]]:
         """What has come in reply to letters, a few at a time, so that few are in memory."""
         ids = list(letters)
         for i in range(0, len(ids), _PULLED_AT_ONCE):
-            few = {m.metadata.reply_to_message_id: m for m in self._grid.pull_messages(ids[i : i + _PULLED_AT_ONCE])}
+            with _reached():
+                pulled = self._grid.pull_messages(ids[i : i + _PULLED_AT_ONCE])
+            few = {message.metadata.reply_to_message_id: message for message in pulled}
             yield [(letter, _opened(message)) for letter, message in few.items() if letter in letters]
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Flower has tried again for as long as it does, and what it raises then is its HTTP client's affair."""
+    try:
+        yield
+    except Exception as error:
+        raise RunError(f"Flower's SuperLink fails: {type(error).__name__}: {error}; the run can be taken up") from error
 
 
 def _opened(message: Message) -> bytes | Trouble:

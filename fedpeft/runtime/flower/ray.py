@@ -1,10 +1,14 @@
 """Flower's Ray simulation: sites work side by side in other processes, on this machine or on a Ray cluster."""
 
 import logging
+import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -61,8 +65,9 @@ def on_ray(experiment: Experiment, folder: Path, work: Callable[[Connect], None]
     Raises:
         ConfigError: the machine cannot run a site.
         RunError: Ray failed.
+        BaseException: whatever `work` raises.
     """
-    backend = _backend(experiment, at_once)
+    told = backend(experiment, at_once)
     transports: list[FlowerTransport] = []
     failures: list[BaseException] = []
 
@@ -73,22 +78,61 @@ def on_ray(experiment: Experiment, folder: Path, work: Callable[[Connect], None]
         except BaseException as error:
             failures.append(error)
 
+    def stop() -> None:
+        for transport in transports:
+            transport.stop()
+
     server, client = ServerApp(), client_app(experiment, folder.absolute())
     server.main()(main)
     try:
-        with _quiet():
-            run_simulation(server, client, experiment.sites, backend_config=backend)
+        with _quiet(), _interrupted_by(stop):
+            run_simulation(server, client, experiment.sites, backend_config=told)
     except RuntimeError as error:
         raise RunError(f"Ray: {_root(error)}") from error
     finally:
-        for transport in transports:
-            transport.stop()
+        stop()
     if failures:
         raise failures[0]
 
 
-def _backend(experiment: Experiment, at_once: int | None) -> dict[str, Any]:
-    """Ray's numbers are tokens: a machine has as many CPUs as sites may work at the same time, and a site needs one."""
+@contextmanager
+def _interrupted_by(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C stops the round loop, and Flower winds up once the sites at work are done; a second one kills.
+
+    Were Flower interrupted itself, its threads would wait for ever for a Ray that is gone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        pressed.set()
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed.is_set():
+        raise KeyboardInterrupt
+
+
+def backend(experiment: Experiment, at_once: int | None) -> dict[str, Any]:
+    """What Ray is told of the machine and of what a site needs.
+
+    The numbers are tokens: the machine has as many CPUs as sites may work at the same time, and a site needs one. A
+    cluster has its own numbers, and there a site needs as many CPUs as it has threads.
+
+    Args:
+        experiment: of the sites.
+        at_once: sites that work at the same time; None: as many as there are cores or GPUs for.
+
+    Raises:
+        ConfigError: the machine cannot run a site, or it is a cluster that decides how many work at once.
+    """
     device, threads = torch.device(experiment.model.device), experiment.model.threads
     if device.index is not None:
         raise ConfigError(
@@ -99,10 +143,14 @@ def _backend(experiment: Experiment, at_once: int | None) -> dict[str, Any]:
         raise ConfigError("model.device: there is no GPU here; expected 'cpu', got 'cuda'")
     if "RAY_ADDRESS" in os.environ:
         if at_once is not None:
-            raise ConfigError("how many sites work at once is for the Ray cluster at RAY_ADDRESS to say")
-        return {"client_resources": {"num_cpus": threads, "num_gpus": float(device.type == "cuda")}}
+            raise ConfigError("how many sites work at once: the Ray cluster at RAY_ADDRESS decides; leave it out")
+        share = float(device.type == "cuda")
+        return {
+            "client_resources": {"num_cpus": threads, "num_gpus": share},
+            "init_args": {"log_to_driver": False},
+        }
     at_once = min(experiment.sites, at_once or gpus or max(1, len(os.sched_getaffinity(0)) // threads))
-    share = 1 / -(-at_once // gpus) if gpus else 0.0
+    share = 1 / math.ceil(at_once / gpus) if gpus else 0.0
     return {
         "client_resources": {"num_cpus": 1, "num_gpus": share},
         "init_args": {"num_cpus": at_once, "num_gpus": gpus, "log_to_driver": False},

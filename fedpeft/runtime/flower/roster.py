@@ -7,7 +7,7 @@ from fedpeft.federation import Event, Happening, NodeId, Watch
 from fedpeft.runtime.flower.post import Post, Trouble
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_TTL_S = 600.0
+_TTL_S = 120.0
 
 
 class Roster:
@@ -25,7 +25,7 @@ class Roster:
         self._silent: dict[int, str] = {}
         self._doubts: dict[int, str] = {}
         self._sites: dict[NodeId, int] = {}
-        self.clash = False
+        self.clash = self.waiting = False
 
     @property
     def doubts(self) -> Collection[str]:
@@ -33,13 +33,17 @@ class Roster:
         return sorted(self._doubts.values())
 
     def refresh(self) -> Mapping[NodeId, int]:
-        """The sites that are there now, and Flower's id of each; sets `clash` if two claim one name."""
+        """The sites that are there now, and Flower's id of each.
+
+        Sets `clash` if two claim one name, and `waiting` while a node that is there has not said its name.
+        """
         online = self._post.online()
         for known in (self._said, self._silent):
             for node in known.keys() - online.keys():
                 del known[node]
         self._ask(online.keys() - self._said.keys() - self._silent.keys() - set(self._asked.values()), online)
         self._listen()
+        self.waiting = bool(online.keys() - self._said.keys() - self._silent.keys())
         sites, doubts, self.clash = self._match(online)
         for node in doubts.keys() - self._doubts.keys():
             self._watch(Event(Happening.REJECTED, facts={"why": doubts[node]}))

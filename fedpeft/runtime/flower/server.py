@@ -33,7 +33,7 @@ def _main(config: Config, folder: Path | None, grid: Grid, context: Context) -> 
     from fedpeft.runtime.flower.transport import FlowerTransport
 
     experiment, where = chosen(config, folder, context)
-    transport = FlowerTransport(grid, experiment.sites, _tell)
+    transport = FlowerTransport(grid, experiment.plan().needed(experiment.sites), _tell)
     with Run(experiment, where, lambda prepared, folder: transport, _LOG.info, _tell) as run:
         for _ in run.run():
             pass

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from fedpeft._proto import federation_pb2 as pb
 from fedpeft.errors import RunError, StoppedError
-from fedpeft.federation import Arrival, NodeId, Watch, messages, unwatched
+from fedpeft.federation import Arrival, NodeId, Parcel, Watch, messages, unwatched
 from fedpeft.runtime.flower.post import Post, Trouble
 from fedpeft.runtime.flower.roster import Roster
 
@@ -21,7 +21,7 @@ _AGAIN_S, _LONGEST_AGAIN_S = 0.25, 10.0
 class _Asked:
     """What a node shall be answering; `letter` is "" until it is sent, and while it has to be sent again."""
 
-    request: bytes
+    request: Parcel
     letter: str = ""
     not_before: float = 0.0
     pause_s: float = _AGAIN_S
@@ -55,7 +55,7 @@ class FlowerTransport:
         self._stopped = threading.Event()
 
     def nodes(self) -> Sequence[NodeId]:
-        """The sites that are there, once there are as many as a round needs.
+        """The sites that are there, once they are as many as a round needs and no node has still to say which it is.
 
         Raises:
             RunError: two nodes claim to be one site, or a node that is needed does not say which it is.
@@ -64,14 +64,14 @@ class FlowerTransport:
         began, pause = time.monotonic(), _SHORTEST_S
         while True:
             sites = self._roster.refresh()
-            if len(sites) >= self._least and not self._roster.clash:
+            if len(sites) >= self._least and not self._roster.clash and not self._roster.waiting:
                 return sorted(sites)
             if self._roster.doubts and time.monotonic() - began >= self._doubt_s:
                 raise RunError(f"{len(sites)} sites are there, {self._least} needed: {'; '.join(self._roster.doubts)}")
             self._rest(pause)
             pause = min(1.5 * pause, _LONGEST_S)
 
-    def exchange(self, requests: Mapping[NodeId, bytes], deadline_s: float) -> Iterator[Arrival]:
+    def exchange(self, requests: Mapping[NodeId, Parcel], deadline_s: float) -> Iterator[Arrival]:
         """Replies as they arrive, from whoever is there now or comes back before the deadline.
 
         Raises:
@@ -106,7 +106,7 @@ class FlowerTransport:
         due = {node: a for node, a in self._asked.items() if a.reply is None and not a.letter and a.not_before <= now}
         sites = self._roster.refresh() if due else {}
         for node, asked in due.items():
-            asked.letter = (node in sites and self._post.send(sites[node], "train", asked.request, left_s)) or ""
+            asked.letter = (node in sites and self._post.send(sites[node], "train", bytes(asked.request), left_s)) or ""
             if not asked.letter:
                 asked.again()
 
@@ -123,7 +123,7 @@ class FlowerTransport:
                 elif answer.passing:
                     asked.again()
                 else:
-                    asked.reply = failure(asked.request, f"{answer.why}, in its ClientApp")
+                    asked.reply = failure(bytes(asked.request), f"{answer.why}, on its Flower node")
             yield
         yield
 

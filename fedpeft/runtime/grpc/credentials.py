@@ -1,13 +1,13 @@
 """Mutual TLS: the server trusts the very certificates on the roster, a site trusts the authority.
 
 gRPC for Python has no revocation lists. So the anchors of a handshake at the server are not the authority but the
-roster's own certificates: what the authority signed and the roster does not hold (any more) fails to verify. Every
-handshake gets a configuration of its own, because a session ticket, which resumes without a certificate, is void
-under any but the one that it was given by.
+roster's own certificates: what the authority signed and the roster does not hold (any more) fails to verify. A roster
+that changed makes a new configuration, under which a session ticket, which resumes without a certificate, is void.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -19,15 +19,19 @@ from fedpeft.errors import IdentityError
 
 _log = logging.getLogger(__name__)
 
+_PASSING_S = 0.2
+
 
 def server_credentials(folder: Path) -> grpc.ServerCredentials:
     """Credentials of the coordinator's folder; they follow the roster and a renewed server.crt without a restart.
+
+    They are for one port: gRPC is told of a change once.
 
     Raises:
         IdentityError: the server's key or certificate cannot be used.
     """
     door = _Door(folder)
-    return grpc.dynamic_ssl_server_credentials(door.configuration(), door.configuration, True)
+    return grpc.dynamic_ssl_server_credentials(door.change(), door.change, True)
 
 
 def site_credentials(folder: Path) -> grpc.ChannelCredentials:
@@ -59,21 +63,32 @@ class _Door:
     def __init__(self, folder: Path) -> None:
         self._folder, self._roster = folder, keys.Roster(folder)
         self._pair, self._nobody = keys.pair(folder, "server"), keys.nobody()
+        self._told: tuple[tuple[bytes, bytes], bytes] | None = None
         self._lock = threading.Lock()
 
-    def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """What the folder says now; if it cannot be read, nobody comes in.
+    def change(self) -> grpc.ServerCertificateConfiguration | None:
+        """What the folder says now, or None where gRPC has been told; if it cannot be read, nobody comes in.
 
         It never raises and always has an anchor: otherwise gRPC would go on with the configuration before.
         """
         with self._lock:
-            try:
-                self._pair = keys.pair(self._folder, "server")
-            except Exception as error:
-                _log.error("the server's certificate is not read again: %s", error)
-            try:
-                anchors = [member.certificate for member in self._roster.members().values()]
-            except Exception as error:
-                _log.error("nobody is let in: %s", error)
-                anchors = []
-            return grpc.ssl_server_certificate_configuration([self._pair], b"".join([self._nobody, *anchors]))
+            now = self._look()
+            if now == self._told:
+                return None
+            if self._told is not None:
+                # gRPC frees the configuration before, under handshakes that have just asked (grpc issue 36693).
+                time.sleep(_PASSING_S)
+            self._told = now
+            return grpc.ssl_server_certificate_configuration([now[0]], now[1])
+
+    def _look(self) -> tuple[tuple[bytes, bytes], bytes]:
+        try:
+            self._pair = keys.pair(self._folder, "server")
+        except Exception as error:
+            _log.error("the server's certificate is not read again: %s", error)
+        try:
+            anchors = [member.certificate for member in self._roster.members().values()]
+        except Exception as error:
+            _log.error("nobody is let in: %s", error)
+            anchors = []
+        return self._pair, b"".join([self._nobody, *anchors])

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from fedpeft._proto import session_pb2 as pb
 from fedpeft.errors import Defect, PayloadError, Reason, RefusedError
+from fedpeft.federation import Parcel
 from fedpeft.runtime.grpc.gate import Gate
 from fedpeft.runtime.grpc.spool import PIECE, Incoming, Spool
 
@@ -43,8 +44,7 @@ class Message:
 
 @dataclass
 class _Outgoing:
-    digest: bytes
-    data: bytes
+    message: Parcel
     sent: int = 0
     limit: int = 0  # 0: the other end has not asked for it yet
 
@@ -102,12 +102,13 @@ class Link:
                 self.closed = True
             self._changed.notify_all()
 
-    def send(self, data: bytes, digest: bytes, answers: bytes = b"") -> None:
+    def send(self, message: Parcel, answers: bytes = b"") -> None:
         """Offer a message, in place of one that is still on its way."""
-        small = len(data) <= SMALL
-        offer = pb.Offer(digest=digest, size=len(data), answers=answers, data=data if small else b"")
+        small = len(message) <= SMALL
+        data = bytes(message) if small else b""
+        offer = pb.Offer(digest=message.digest, size=len(message), answers=answers, data=data)
         with self._changed:
-            self._out = None if small else _Outgoing(digest, data)
+            self._out = None if small else _Outgoing(message)
             self.push(pb.Frame(offer=offer))
 
     def frames(self) -> Iterator[pb.Frame]:
@@ -246,9 +247,9 @@ class Link:
     def _move(self, digest: bytes, start: int | None, kept: int | None) -> None:
         with self._changed:
             out = self._out
-            if out is None or out.digest != digest:
+            if out is None or out.message.digest != digest:
                 return
-            if kept is None or kept >= len(out.data):
+            if kept is None or kept >= len(out.message):
                 self._out = None
             elif start is not None:
                 out.sent, out.limit = start, start + WINDOW
@@ -257,7 +258,7 @@ class Link:
             self._changed.notify_all()
 
     def _may_send(self) -> bool:
-        return self._out is not None and self._out.sent < min(self._out.limit, len(self._out.data))
+        return self._out is not None and self._out.sent < min(self._out.limit, len(self._out.message))
 
     def _end(self) -> None:
         with self._changed:
@@ -274,7 +275,7 @@ class Link:
 
 
 def _piece(out: _Outgoing) -> pb.Frame:
-    data = out.data[out.sent : out.sent + PIECE]
-    frame = pb.Frame(chunk=pb.Chunk(digest=out.digest, offset=out.sent, data=data))
+    data = out.message.piece(out.sent, out.sent + PIECE)
+    frame = pb.Frame(chunk=pb.Chunk(digest=out.message.digest, offset=out.sent, data=data))
     out.sent += len(data)
     return frame

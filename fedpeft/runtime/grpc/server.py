@@ -1,12 +1,12 @@
 """The server's end: sites dial in over mutual TLS, and the round loop asks them as it would in one process."""
 
-import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -14,13 +14,14 @@ import grpc
 from fedpeft import __version__, keys
 from fedpeft._proto import session_pb2 as pb
 from fedpeft.errors import (
+    FedpeftError,
     IdentityError,
     Reason,
     RefusedError,
     RunError,
     StoppedError,
 )
-from fedpeft.federation import Arrival, Event, Happening, NodeId, Watch, unwatched
+from fedpeft.federation import Arrival, Event, Happening, NodeId, Parcel, Watch, unwatched
 from fedpeft.runtime.grpc import credentials, endpoint
 from fedpeft.runtime.grpc.gate import Gate
 from fedpeft.runtime.grpc.link import Link, LinkGate, Message
@@ -57,13 +58,12 @@ class Limits:
 class _Task:
     """What a node shall be answering; `reply` is the digest of its answer once that has come."""
 
-    data: bytes
-    digest: bytes
+    parcel: Parcel
     reply: bytes = b""
 
 
 class GrpcTransport:
-    """A `Transport` over sites that hold one bidirectional stream each; use it as a context manager.
+    """A `Transport` over sites that hold one bidirectional stream each; as a context manager it starts and closes.
 
     Args:
         address: to listen on, "host:port"; port 0 takes a free one.
@@ -75,7 +75,6 @@ class GrpcTransport:
         watch: told of connections.
 
     Raises:
-        RunError: the address cannot be listened on.
         IdentityError: the keys cannot be used.
     """
 
@@ -98,6 +97,8 @@ class GrpcTransport:
         self._tasks: dict[NodeId, _Task] = {}
         self._inbox: deque[tuple[NodeId, Message]] = deque()
         self._stopping = False
+        self._over = ""
+        self._told: set[NodeId] = set()
         self._pool = futures.ThreadPoolExecutor(self._limits.sessions, thread_name_prefix="session")
         self._server = grpc.server(
             self._pool,
@@ -110,13 +111,22 @@ class GrpcTransport:
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(endpoint.SERVICE, {endpoint.METHOD: handler}),)
         )
-        try:
-            port = self._server.add_secure_port(address, credentials.server_credentials(folder))
-        except RuntimeError as error:
-            raise RunError(f"cannot listen on {address}: {error}") from None
-        self.address = f"{address.rpartition(':')[0]}:{port}"
-        self._server.start()
+        self.address = address
+        self._credentials = credentials.server_credentials(folder)
         self._house = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        """Listen; `address` is then the one that sites can dial.
+
+        Raises:
+            RunError: the address cannot be listened on.
+        """
+        try:
+            port = self._server.add_secure_port(self.address, self._credentials)
+        except RuntimeError as error:
+            raise RunError(f"cannot listen on {self.address}: {error}") from None
+        self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        self._server.start()
         self._house.start()
 
     def nodes(self) -> Sequence[NodeId]:
@@ -126,11 +136,15 @@ class GrpcTransport:
             StoppedError: `stop` was called.
         """
         with self._changed:
+            here = len(self._sessions)
+        if here < self._least:
+            self._tell(Happening.WAITING, connected=here, needed=self._least)
+        with self._changed:
             self._changed.wait_for(lambda: self._stopping or len(self._sessions) >= self._least)
             self._check_stopping()
             return sorted(self._sessions)
 
-    def exchange(self, requests: Mapping[NodeId, bytes], deadline_s: float) -> Iterator[Arrival]:
+    def exchange(self, requests: Mapping[NodeId, Parcel], deadline_s: float) -> Iterator[Arrival]:
         """Replies as they arrive, from whoever is connected now or comes back before the deadline.
 
         Raises:
@@ -168,14 +182,24 @@ class GrpcTransport:
             self._stopping = True
             self._changed.notify_all()
 
-    def close(self, why: str = "the server stops", finished: bool = False) -> None:
+    def farewell(self, nodes: Collection[NodeId], why: str, longest_s: float) -> None:
+        """Tell sites that the run is over: those that are here, and of `nodes` who comes back within a while."""
+        with self._changed:
+            self._over = why
+            sessions = list(self._open)
+        for session in sessions:
+            session.dismiss(why, finished=True)
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._told >= set(nodes), longest_s)
+
+    def close(self, why: str = "the server stops") -> None:
         """Say good-bye to the sites and let go of the address."""
         self.stop()
         ended = self._server.stop(GOOD_BYE_S)
         with self._changed:
             sessions = list(self._open)
         for session in sessions:
-            session.dismiss(why, finished=finished)
+            session.dismiss(why)
         ended.wait()
         with self._changed:
             self._changed.wait_for(lambda: not self._open, GOOD_BYE_S)
@@ -183,18 +207,19 @@ class GrpcTransport:
         self._house.join(GOOD_BYE_S)
 
     def __enter__(self) -> "GrpcTransport":
+        self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ask(self, requests: Mapping[NodeId, bytes]) -> None:
-        tasks = {node: _Task(data, hashlib.sha256(data).digest()) for node, data in requests.items()}
+    def _ask(self, requests: Mapping[NodeId, Parcel]) -> None:
+        tasks = {node: _Task(Parcel.of(data)) for node, data in requests.items()}
         with self._changed:
             arrived = {(node, message.answers) for node, message in self._inbox}
             for node, task in tasks.items():
                 old = self._tasks.get(node)
-                if old and old.digest == task.digest and (not old.reply or (node, task.digest) in arrived):
+                if old and old.parcel == task.parcel and (not old.reply or (node, task.parcel.digest) in arrived):
                     tasks[node] = old
             new = [node for node, task in tasks.items() if self._tasks.get(node) is not task]
             self._tasks = tasks
@@ -215,12 +240,12 @@ class GrpcTransport:
         session, task = self._sessions.get(node), self._tasks.get(node)
         if session is None or task is None or task.reply:
             return False
-        session.send(task.data, task.digest)
+        session.send(task.parcel)
         return True
 
     def _digest(self, node: NodeId) -> bytes | None:
         task = self._tasks.get(node)
-        return task.digest if task else None
+        return task.parcel.digest if task else None
 
     def _owing(self) -> bool:
         return any(not task.reply for task in self._tasks.values())
@@ -276,6 +301,8 @@ class GrpcTransport:
     def _greeted(self, session: Session, hello: pb.Hello) -> None:
         node = session.node
         self._admit(node, hello)
+        if self._over:
+            session.dismiss(self._over, finished=True)
         with self._changed:
             if session.link.closed:
                 return
@@ -295,6 +322,8 @@ class GrpcTransport:
             known = self._sessions.get(session.node) is session
             if known:
                 del self._sessions[session.node]
+            if session.heard:
+                self._told.add(session.node)
             self._changed.notify_all()
         if known:
             self._tell(Happening.DISCONNECTED, session.node, why=session.why)
@@ -302,7 +331,7 @@ class GrpcTransport:
     def _wanted(self, node: NodeId, offer: pb.Offer) -> bool:
         with self._changed:
             task = self._tasks.get(node)
-            if task is None or task.digest != offer.answers:
+            if task is None or task.parcel.digest != offer.answers:
                 raise RefusedError(Reason.LATE, "it answers no task that is open; its round was closed")
             came = task.reply
         if came and came != offer.digest:
@@ -315,7 +344,7 @@ class GrpcTransport:
     def _received(self, node: NodeId, message: Message) -> None:
         with self._changed:
             task = self._tasks.get(node)
-            if task is not None and task.digest == message.answers and not task.reply:
+            if task is not None and task.parcel.digest == message.answers and not task.reply:
                 task.reply = message.digest
                 self._inbox.append((node, message))
                 self._changed.notify_all()
@@ -331,12 +360,25 @@ class GrpcTransport:
             self._gate.rotate(self._limits.silent_s)
             for session in sessions:
                 session.hang_up_if_deaf()
+            self._shut_out(sessions)
+
+    def _shut_out(self, sessions: Sequence[Session]) -> None:
+        """End the sessions of those whose certificate has expired or left the roster."""
+        try:
             members = self._roster.members()
-            for session in sessions:
-                member = members.get(session.node)
-                if (member is None or member.fingerprint != session.fingerprint) and not session.link.closed:
-                    self._tell(Happening.REJECTED, session.node, why="its certificate was revoked")
-                    session.dismiss("the certificate was revoked", refused=True)
+        except (FedpeftError, OSError) as error:
+            self._tell(Happening.ALARM, why=f"the roster cannot be read: {error}")
+            return
+        for session in sessions:
+            member = members.get(session.node)
+            if session.link.closed:
+                continue
+            if member is None or member.fingerprint != session.fingerprint:
+                self._tell(Happening.REJECTED, session.node, why="its certificate was revoked")
+                session.dismiss("the certificate was revoked", refused=True)
+            elif member.not_after <= datetime.now(UTC):
+                self._tell(Happening.REJECTED, session.node, why="its certificate has expired")
+                session.dismiss("the certificate has expired")
 
     def _tell(self, kind: Happening, node: NodeId = "", /, **facts: object) -> None:
         self._watch(Event(kind, node, facts=facts))

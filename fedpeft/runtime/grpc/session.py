@@ -9,7 +9,7 @@ import grpc
 from fedpeft import __version__
 from fedpeft._proto import session_pb2 as pb
 from fedpeft.errors import Defect, FedpeftError, PayloadError, Reason, RefusedError
-from fedpeft.federation import NodeId
+from fedpeft.federation import NodeId, Parcel
 from fedpeft.runtime.grpc import endpoint
 from fedpeft.runtime.grpc.link import Link
 
@@ -42,19 +42,20 @@ class Session:
     ) -> None:
         self.node, self.fingerprint, self.link = node, fingerprint, link
         self.why = "the connection was lost"
+        self.heard = False
         self._hang_up, self._greeted, self._works = hang_up, greeted, works
         self._patience = PATIENCE
         self._closing_since = 0.0
 
-    def send(self, data: bytes, digest: bytes) -> None:
+    def send(self, task: Parcel) -> None:
         """Offer a task."""
         self._patience = PATIENCE
-        self.link.send(data, digest)
+        self.link.send(task)
 
     def dismiss(self, why: str, refused: bool = False, finished: bool = False) -> None:
         """Say good-bye, unless that was done."""
         if not self.link.closed:
-            self.why = why
+            self.why, self.heard = why, finished
             self.link.bye(why, refused, finished)
 
     def listen(self, frames: Iterator[pb.Frame], greeting_s: float) -> None:
@@ -81,8 +82,11 @@ class Session:
         except RefusedError as error:
             self.dismiss(str(error), refused=True)
             raise
-        except (FedpeftError, OSError) as error:
+        except FedpeftError as error:
             self.dismiss(str(error))
+        except OSError as error:
+            self.dismiss("the server cannot keep what it is sent")
+            self.why = f"what it sends cannot be kept: {error}"
         finally:
             late.cancel()
             self.link.close()

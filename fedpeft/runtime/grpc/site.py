@@ -1,6 +1,5 @@
 """The site's end: it dials out, keeps one stream for months, and never does the same work twice."""
 
-import hashlib
 import random
 import threading
 from collections.abc import Callable
@@ -12,8 +11,8 @@ import grpc
 
 from fedpeft import __version__
 from fedpeft._proto import session_pb2 as pb
-from fedpeft.errors import IdentityError, PayloadError, Reason, RefusedError
-from fedpeft.federation import Handler
+from fedpeft.errors import IdentityError, PayloadError, RunError
+from fedpeft.federation import Handler, Parcel, messages
 from fedpeft.runtime.grpc import credentials, endpoint
 from fedpeft.runtime.grpc.gate import Gate
 from fedpeft.runtime.grpc.link import Link, LinkGate, Message
@@ -85,7 +84,7 @@ class Site:
         self._call: grpc.CallIterator[pb.Frame] | None = None
         self._task: Message | None = None
         self._working: bytes = b""
-        self._replied: tuple[bytes, bytes, bytes] | None = None  # digest of the task, the reply, its digest
+        self._replied: tuple[bytes, Parcel] | None = None  # digest of the task, and the reply
         self._broken: BaseException | None = None
 
     def run(self) -> Ending:
@@ -93,7 +92,7 @@ class Site:
 
         Raises:
             IdentityError: the keys cannot be used; where a certificate expires later, a new one is awaited.
-            RefusedError: the server says that this site may not take part as it is.
+            RunError: the server says that this site may not take part as it is.
             Exception: what the handler raised.
         """
         credentials.site_credentials(self._dialling.keys)
@@ -104,7 +103,7 @@ class Site:
             while not self._stop.is_set():
                 greeted, bye = self._session()
                 if bye is not None and bye.refused:
-                    raise RefusedError(Reason.POLICY, f"the server refuses this site: {bye.why}")
+                    raise RunError(f"the server refuses this site: {bye.why}")
                 if bye is not None and bye.finished and not self._stay:
                     return Ending.FINISHED
                 failed = 0 if greeted else failed + 1
@@ -202,14 +201,14 @@ class Site:
         link.push(pb.Frame(working=pb.Working(state=state)))
 
     def _wanted(self, offer: pb.Offer) -> bool:
-        """A task is new, or at hand, or answered: its reply is then sent again."""
+        """A task is new, or at hand, or answered with an update, which is sent again; a failure may have passed."""
         with self._changed:
             link, replied = self._link, self._replied
             known = offer.digest == self._working or (self._task is not None and offer.digest == self._task.digest)
         if known:
             return False
         if replied is not None and replied[0] == offer.digest and link is not None:
-            link.send(replied[1], replied[2], answers=offer.digest)
+            link.send(replied[1], answers=offer.digest)
             return False
         return True
 
@@ -239,15 +238,15 @@ class Site:
                 task, self._task = self._task, None
                 self._working, self._replied = task.digest, None
             self._show("training")
-            reply = self._handler(bytes(task.data))
-            digest = hashlib.sha256(reply).digest()
+            answer = self._handler(bytes(task.data))
             task.discard()
+            reply = Parcel.of(answer)
             with self._changed:
-                self._working, self._replied = b"", (task.digest, reply, digest)
+                self._working, self._replied = b"", (task.digest, reply) if messages.is_update(answer) else None
                 link = self._link if self._task is None else None
             self._show("idle")
             if link is not None:
-                link.send(reply, digest, answers=task.digest)
+                link.send(reply, answers=task.digest)
 
     def _show(self, state: str) -> None:
         with self._changed:
