@@ -39,12 +39,3 @@ def split(data: bytes | memoryview) -> tuple[pb.Reply, memoryview]:
     except DecodeError as error:
         raise RefusedError(Reason.BAD_PAYLOAD, f"the reply is not readable: {error}") from None
     return head, view[end:]
-
-
-def is_update(data: bytes) -> bool:
-    """Whether a reply of our own is an update, not a refusal or a failure."""
-    try:
-        head, _ = split(data)
-    except RefusedError:
-        return False
-    return head.HasField("update")

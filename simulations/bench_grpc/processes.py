@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fedpeft._proto import session_pb2 as pb
-from fedpeft.federation import NodeId
+from fedpeft.federation import NodeId, Parcel
 from fedpeft.runtime.grpc.server import GrpcTransport
 from fedpeft.runtime.grpc.site import Dialling, Site
 
@@ -55,7 +55,7 @@ def server(pipe: Connection, folder: Path, sites: int) -> None:
         beginnings: dict[NodeId, bytes] = {}
         for serial, (size, prepare) in enumerate(iter(pipe.recv, None)):
             task = json.dumps({"serial": serial, "size": size, "prepare": prepare}).encode()
-            requests, missing = dict.fromkeys(nodes, task), set(nodes)
+            requests, missing = dict.fromkeys(nodes, Parcel.of(task)), set(nodes)
             began = ended = time.perf_counter()
             for arrival in transport.exchange(requests, DEADLINE_S):
                 ended = time.perf_counter()
@@ -67,7 +67,7 @@ def server(pipe: Connection, folder: Path, sites: int) -> None:
                 del arrival
             assert not missing, f"no answer from {sorted(missing)}"
             pipe.send(ended - began)
-        transport.close(finished=True)
+        transport.farewell(nodes, "the bench is over", 10)
 
 
 def consume(data: bytes | memoryview, size: int, beginning: bytes) -> None:

@@ -42,10 +42,13 @@ class Greeter(grpc.GenericRpcHandler):
 class Server:
     """A coordinator with a roster and a gRPC server on loopback."""
 
-    def __init__(self, folder: Path, shown: grpc.ServerCredentials) -> None:
+    def __init__(self, folder: Path, shown: grpc.ServerCredentials | None) -> None:
         self.folder, self.greeter = folder, Greeter(folder)
         self._server = grpc.server(ThreadPoolExecutor(2), handlers=(self.greeter,))
-        self.port, self.other_port = (self._server.add_secure_port("127.0.0.1:0", shown) for _ in range(2))
+        self.port, self.other_port = (
+            self._server.add_secure_port("127.0.0.1:0", shown or credentials.server_credentials(folder))
+            for _ in range(2)
+        )
         self._server.start()
 
     def stop(self) -> None:
@@ -67,7 +70,7 @@ class Server:
 
 @contextmanager
 def started(folder: Path, shown: grpc.ServerCredentials | None = None) -> Iterator[Server]:
-    server = Server(folder, shown or credentials.server_credentials(folder))
+    server = Server(folder, shown)
     try:
         yield server
     finally:

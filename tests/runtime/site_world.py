@@ -13,8 +13,9 @@ from typing import Any, Self
 import grpc
 
 from fedpeft import keys
+from fedpeft._proto import federation_pb2 as fpb
 from fedpeft._proto import session_pb2 as pb
-from fedpeft.federation import Event, Handler
+from fedpeft.federation import Event, Handler, messages
 from fedpeft.runtime.grpc import credentials, endpoint
 from fedpeft.runtime.grpc.server import GrpcTransport
 from fedpeft.runtime.grpc.site import Dialling, Ending, Site
@@ -197,6 +198,11 @@ class Raw:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def update(data: bytes) -> bytes:
+    """A reply that a site keeps until the next task: one with an update."""
+    return messages.join(fpb.Reply(update=fpb.Update(weight=1.0)), data)
 
 
 def small(data: bytes) -> bool:

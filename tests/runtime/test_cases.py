@@ -29,10 +29,10 @@ from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.space import Space
 from tests.federation import world
 from tests.federation.world import SPACE, START, Tampering
-from tests.runtime.site_world import NAMES, BadLine, Raw, Running, Seen, listening, wait_until
+from tests.runtime.site_world import NAMES, BadLine, Raw, Running, Seen, listening, update, wait_until
 
 PLAN = Plan(rounds=3, codec=ErrorFeedback(Ternary(density=0.3)), broadcast=Uniform(bits=4), deadline_s=20)
-BIG = os.urandom(24 * PIECE + 5)
+BIG = update(os.urandom(24 * PIECE))
 
 
 class Federation:
@@ -456,7 +456,7 @@ def test_a_disk_that_is_full_for_a_while_costs_the_site_its_connection_and_nothi
     run.until("ann")
     (arrival,) = run.transport.exchange({"ann": b"task"}, 20)
     assert arrival.data == BIG
-    assert sum("No space left" in line for line in site.said) == 4
+    assert sum("the server cannot keep what it is sent" in line for line in site.said) == 4
     assert len([why for why in run.seen.whys("disconnected", "ann") if "No space left" in why]) == 4
 
 

@@ -129,7 +129,7 @@ def test_a_site_that_may_not_take_part_learns_why(keyring: Path, tmp_path: Path,
     with listening(keyring, tmp_path / "spool", admit=admit, watch=seen) as transport:
         running = Running(transport.address, keyring / "bob", lambda task: b"", tmp_path / "bob")
         assert running.ended()
-        assert isinstance(running.error, RefusedError)
+        assert isinstance(running.error, RunError)
         assert "the server refuses this site: other space: slot 'a' differs" in str(running.error)
         with Raw(transport.address, keyring / "ann"):
             assert transport.nodes() == ["ann"]

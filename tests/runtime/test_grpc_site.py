@@ -18,9 +18,10 @@ from fedpeft.runtime.grpc import credentials, endpoint, site
 from fedpeft.runtime.grpc.server import GrpcTransport
 from fedpeft.runtime.grpc.site import Ending
 from fedpeft.runtime.grpc.spool import PIECE
-from tests.runtime.site_world import BadLine, Running, digest, listening, wait_until
+from tests.runtime.site_world import BadLine, Running, digest, listening, update, wait_until
 
-BIG = os.urandom(3 * PIECE + 5)
+BIG = update(os.urandom(3 * PIECE))
+DONE = update(b"done: ")
 Behaviour = Callable[[Iterator[pb.Frame]], Iterator[pb.Frame]]
 WELCOME = pb.Frame(welcome=pb.Welcome(protocol=endpoint.PROTOCOL, version="0"))
 
@@ -33,7 +34,7 @@ def ask(transport: GrpcTransport, task: bytes, node: str = "ann") -> bytes:
 class Worker:
     """A handler that can be held, and counts."""
 
-    def __init__(self, reply: bytes = b"done: ") -> None:
+    def __init__(self, reply: bytes = DONE) -> None:
         self.tasks: list[bytes] = []
         self.go = threading.Event()
         self.go.set()
@@ -74,13 +75,13 @@ def test_when_the_run_is_over_a_site_ends_or_waits_for_the_next(
     with listening(keyring, tmp_path / "spool") as transport:
         running = Running(transport.address, keyring / "ann", Worker(), tmp_path / "ann", stay=stay)
         wait_until(transport.nodes)
-        assert ask(transport, b"1") == b"done: 1"
+        assert ask(transport, b"1") == DONE + b"1"
         transport.farewell([], "the run is over", 0)
         transport.close()
     if stay:
         with listening(keyring, tmp_path / "spool", address=transport.address) as again:
             wait_until(again.nodes)
-            assert ask(again, b"2") == b"done: 2"
+            assert ask(again, b"2") == DONE + b"2"
         running.site.stop()
     assert running.ended()
     assert running.ending is ending
@@ -141,7 +142,7 @@ def test_a_newer_task_waits_for_the_one_at_hand_and_takes_the_place_of_one_that_
             wait_until(lambda: running.site._task is not None and running.site._task.data == task)  # noqa: B023
         assert not list((tmp_path / "ann").iterdir())
         worker.go.set()
-        assert ask(transport, b"newest") == b"done: newest"
+        assert ask(transport, b"newest") == DONE + b"newest"
     assert worker.tasks == [b"at hand", b"newest"]
 
 
@@ -183,7 +184,7 @@ def test_stop_lets_the_task_at_hand_be_finished(keyring: Path, tmp_path: Path) -
         assert running.ending is None
         worker.go.set()
         assert running.ended()
-    assert finished == [b"done: task"]
+    assert finished == [DONE + b"task"]
 
 
 def test_stop_does_not_wait_for_a_server_that_is_deaf(
@@ -331,7 +332,7 @@ def test_one_task_offered_many_times_is_worked_on_once(keyring: Path, tmp_path: 
     ):
         wait_until(lambda: len(replies) > 5)
     assert worker.tasks == [b"task"]
-    assert set(replies) == {b"done: task"}
+    assert set(replies) == {DONE + b"task"}
 
 
 def test_a_server_of_another_authority_is_not_told_anything(keyring: Path, tmp_path: Path) -> None:

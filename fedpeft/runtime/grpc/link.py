@@ -71,6 +71,7 @@ class Link:
         received: is given every message that came whole.
         refused: is told why a message that was offered is not taken.
         dropped: is told when the other end does not want what was offered.
+        kept: is told the digest of what the other end has kept whole.
     """
 
     def __init__(
@@ -83,10 +84,12 @@ class Link:
         received: Callable[[Message], None],
         refused: Callable[[RefusedError], None],
         dropped: Callable[[pb.Drop], None],
+        kept: Callable[[bytes], None] = lambda digest: None,
     ) -> None:
         self.peer = peer
         self._spool, self._gate, self._largest = spool, gate, largest
         self._wanted, self._received, self._refused, self._dropped = wanted, received, refused, dropped
+        self._kept = kept
         self._changed = threading.Condition()
         self._frames: deque[pb.Frame] = deque()
         self._out: _Outgoing | None = None
@@ -108,7 +111,7 @@ class Link:
         data = bytes(message) if small else b""
         offer = pb.Offer(digest=message.digest, size=len(message), answers=answers, data=data)
         with self._changed:
-            self._out = None if small else _Outgoing(message)
+            self._out = _Outgoing(message)
             self.push(pb.Frame(offer=offer))
 
     def frames(self) -> Iterator[pb.Frame]:
@@ -249,13 +252,16 @@ class Link:
             out = self._out
             if out is None or out.message.digest != digest:
                 return
-            if kept is None or kept >= len(out.message):
+            whole = kept is not None and kept >= len(out.message)
+            if kept is None or whole:
                 self._out = None
             elif start is not None:
                 out.sent, out.limit = start, start + WINDOW
             elif out.limit:
                 out.limit = kept + WINDOW
             self._changed.notify_all()
+        if whole:
+            self._kept(digest)
 
     def _may_send(self) -> bool:
         return self._out is not None and self._out.sent < min(self._out.limit, len(self._out.message))

@@ -12,7 +12,7 @@ import grpc
 from fedpeft import __version__
 from fedpeft._proto import session_pb2 as pb
 from fedpeft.errors import IdentityError, PayloadError, RunError
-from fedpeft.federation import Handler, Parcel, messages
+from fedpeft.federation import Handler, Parcel
 from fedpeft.runtime.grpc import credentials, endpoint
 from fedpeft.runtime.grpc.gate import Gate
 from fedpeft.runtime.grpc.link import Link, LinkGate, Message
@@ -154,6 +154,7 @@ class Site:
             received=self._received,
             refused=lambda error: self._say(f"a task is not taken: {error}"),
             dropped=self._dropped,
+            kept=self._kept,
         )
         with grpc.secure_channel(d.server, trusted, options=options) as channel:
             method = channel.stream_stream(
@@ -201,7 +202,7 @@ class Site:
         link.push(pb.Frame(working=pb.Working(state=state)))
 
     def _wanted(self, offer: pb.Offer) -> bool:
-        """A task is new, or at hand, or answered with an update, which is sent again; a failure may have passed."""
+        """A task is new, or at hand, or answered and the reply has not come through, which is sent again."""
         with self._changed:
             link, replied = self._link, self._replied
             known = offer.digest == self._working or (self._task is not None and offer.digest == self._task.digest)
@@ -218,6 +219,12 @@ class Site:
             self._changed.notify_all()
         if old is not None:
             old.discard()
+
+    def _kept(self, digest: bytes) -> None:
+        """The server has the reply: should it ask again, the client shall say anew what it says."""
+        with self._changed:
+            if self._replied is not None and self._replied[1].digest == digest:
+                self._replied = None
 
     def _dropped(self, drop: pb.Drop) -> None:
         self._say(f"the server does not take the reply: {drop.reason}: {drop.detail}")
@@ -238,11 +245,10 @@ class Site:
                 task, self._task = self._task, None
                 self._working, self._replied = task.digest, None
             self._show("training")
-            answer = self._handler(bytes(task.data))
+            reply = Parcel.of(self._handler(bytes(task.data)))
             task.discard()
-            reply = Parcel.of(answer)
             with self._changed:
-                self._working, self._replied = b"", (task.digest, reply) if messages.is_update(answer) else None
+                self._working, self._replied = b"", (task.digest, reply)
                 link = self._link if self._task is None else None
             self._show("idle")
             if link is not None:
