@@ -132,7 +132,7 @@ REFUSED = {
     # names and settings
     "Ternray()": "unknown name 'Ternray'; did you mean 'Ternary'?",
     "ternary()": "unknown name 'ternary'; did you mean 'Ternary'?",
-    "Zzzzzz()": "unknown name 'Zzzzzz'; choose one of 'Clip', 'ErrorFeedback', 'Identity', ",
+    "Zzzzzz()": "unknown name 'Zzzzzz'; choose one of '",
     "x": "unknown name 'x'",
     "Ternary(densty=0.1)": "Ternary has no setting 'densty'; did you mean 'density'?",
     "Ternary(qqq=0.1)": "Ternary has no setting 'qqq'; choose one of 'density', 'scale', 'threshold'",

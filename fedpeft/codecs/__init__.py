@@ -19,14 +19,24 @@ from fedpeft.codecs.base import (
 from fedpeft.codecs.clip import Clip
 from fedpeft.codecs.combine import chain, per_slot
 from fedpeft.codecs.feedback import ErrorFeedback
+from fedpeft.codecs.ferret import Ferret
 from fedpeft.codecs.identity import Identity
+from fedpeft.codecs.logbyte import LogByte
+from fedpeft.codecs.lowrank import LowRank
+from fedpeft.codecs.rotated import Rotated
+from fedpeft.codecs.srht import SRHT
 from fedpeft.codecs.ternary import Ternary
 from fedpeft.codecs.uniform import Uniform
 
 NAMES: dict[str, Any] = {
     "Clip": Clip,
     "ErrorFeedback": ErrorFeedback,
+    "Ferret": Ferret,
     "Identity": Identity,
+    "LogByte": LogByte,
+    "LowRank": LowRank,
+    "Rotated": Rotated,
+    "SRHT": SRHT,
     "Ternary": Ternary,
     "Uniform": Uniform,
     "chain": chain,
@@ -34,17 +44,22 @@ NAMES: dict[str, Any] = {
 }
 
 __all__ = [
+    "SRHT",
     "Clip",
     "Codec",
     "Context",
     "ErrorFeedback",
+    "Ferret",
     "Field",
     "Identity",
     "Layout",
+    "LogByte",
+    "LowRank",
     "Numbers",
     "Part",
     "Parts",
     "Plane",
+    "Rotated",
     "Symbols",
     "Ternary",
     "Transform",

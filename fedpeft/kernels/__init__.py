@@ -1,25 +1,42 @@
 """Pure arrays in, arrays out: compiled loops over coordinates, bits and bytes."""
 
 from fedpeft.kernels import planes, rans, rice, tables
+from fedpeft.kernels.hadamard import flip_signs, sample_hadamard, spread_hadamard, walsh_hadamard
+from fedpeft.kernels.logarithm import LEVELS, log_codes
+from fedpeft.kernels.normal import quantise_normal
+from fedpeft.kernels.outer import add_outer
 from fedpeft.kernels.philox import philox_block, philox_words
 from fedpeft.kernels.planes import popcount
+from fedpeft.kernels.rademacher import add_signed, signed_sums
 from fedpeft.kernels.select import all_finite, magnitude_threshold
+from fedpeft.kernels.strata import stratified
 from fedpeft.kernels.ternary import add_ternary, pack_ternary, unpack_ternary
 from fedpeft.kernels.warm import is_warm, warm_up
 
 __all__ = [
+    "LEVELS",
+    "add_outer",
+    "add_signed",
     "add_ternary",
     "all_finite",
+    "flip_signs",
     "is_warm",
+    "log_codes",
     "magnitude_threshold",
     "pack_ternary",
     "philox_block",
     "philox_words",
     "planes",
     "popcount",
+    "quantise_normal",
     "rans",
     "rice",
+    "sample_hadamard",
+    "signed_sums",
+    "spread_hadamard",
+    "stratified",
     "tables",
     "unpack_ternary",
+    "walsh_hadamard",
     "warm_up",
 ]

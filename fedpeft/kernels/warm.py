@@ -2,7 +2,22 @@
 
 import numpy as np
 
-from fedpeft.kernels import jit, philox, planes, rans, rice, select, tables, ternary
+from fedpeft.kernels import (
+    hadamard,
+    jit,
+    logarithm,
+    normal,
+    outer,
+    philox,
+    planes,
+    rademacher,
+    rans,
+    rice,
+    select,
+    strata,
+    tables,
+    ternary,
+)
 
 
 def is_warm() -> bool:
@@ -23,4 +38,13 @@ def warm_up() -> None:
     parameter, gaps = rice.encode(mask, x.size)
     rice.size_bits(mask, parameter)
     rice.decode(gaps, parameter, x.size, planes.popcount(mask))
+    blocks, bits = np.array([0, 8]), np.zeros(1, np.uint32)
+    hadamard.flip_signs(x[:8].copy(), bits)
+    hadamard.walsh_hadamard(x[:8].copy(), blocks)
+    rows = strata.stratified(np.zeros(2, np.uint32), 8)
+    hadamard.spread_hadamard(hadamard.sample_hadamard(x[:8], blocks, bits, rows, ones), blocks, bits, rows, ones)
+    normal.quantise_normal(x[:8], blocks, ones)
+    rademacher.add_signed(rademacher.signed_sums(x[:8], bits), bits, x[:8].copy())
+    outer.add_outer(x[:2].reshape(2, 1), x[:4].reshape(1, 4), x[:8].copy())
+    logarithm.log_codes(x[:8])
     philox.philox_words(0, 0, 0, 0, 0, 0, 4)

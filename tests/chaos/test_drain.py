@@ -91,7 +91,7 @@ def test_a_run_below_quorum_waits_for_its_sites(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_server_and_keeps_the_run(tmp_path: Path) -> None:
-    with Deployment(tmp_path, sites=2, rounds=8, training=LONG) as deployment:
+    with Deployment(tmp_path, sites=2, rounds=5, training=LONG) as deployment:
         server, sight = deployment.server, Sight(deployment)
         deployment.start()
         deployment.until(lambda: sight.look().rounds >= 2)

@@ -12,14 +12,19 @@ import torch
 
 from fedpeft import wire
 from fedpeft.codecs import (
+    SRHT,
     Clip,
     Codec,
     Context,
     ErrorFeedback,
+    Ferret,
     Field,
     Identity,
+    LogByte,
+    LowRank,
     Numbers,
     Plane,
+    Rotated,
     Symbols,
     Ternary,
     Uniform,
@@ -91,6 +96,14 @@ CODECS = [
     *map(Identity, ("float32", "float16", "bfloat16")),
     *(Ternary(*a) for a in product((0.01, 0.2, 1.0), ("mean", "norm", "unbiased"), ("slot", "global"))),
     *(Uniform(*a) for a in product((2, 3, 4, 5, 8), (False, True))),
+    *(Rotated(*a) for a in product((1, 2, 3, 4), ("unbiased", "mean", "norm"), (64, 1024))),
+    *(SRHT(None, 0.5, *a, block=32) for a in product(("mean", "unbiased"), ("float32", "float16", "logbyte"))),
+    SRHT(10, directions="run"),
+    SRHT(density=1.0),
+    *(Ferret(None, 0.7, *a, block=16) for a in product(("mean", "unbiased"), ("float32", "float16", "logbyte"))),
+    Ferret(20, scale="unbiased", directions="run"),
+    LogByte(),
+    *(LowRank(*a) for a in product((1, 3), (None, 0.9, 1.0))),
     chain(Clip(norm=0.5), Ternary()),
     chain(Clip(norm=1e6), Clip(norm=2.0), Uniform(bits=4)),
     chain(Clip(norm=3.0), chain(Clip(norm=2.0), Identity())),
@@ -100,7 +113,12 @@ CODECS = [
     Ranking(),
     RandomMask(),
     per_slot({"head": RandomMask(0.5)}, default=Ranking()),
+    per_slot({"lora_A": LowRank(2), "*.lora_B": SRHT(density=0.25)}, default=LogByte()),
 ]
+LINEAR = [c for c in CODECS if isinstance(c, SRHT | Ferret) and c.dtype == "float32"]
+UNBIASED = [c for c in LINEAR if c.scale == "unbiased" and c.directions == "round"]
+LINEAR += [Identity("float32"), RandomMask()]
+UNBIASED += [*(c for c in CODECS if isinstance(c, Uniform) and c.stochastic), RandomMask()]
 FEEDBACKS = [ErrorFeedback(Ternary(density=0.1)), ErrorFeedback(Uniform(bits=2), decay=0.5)]
 
 

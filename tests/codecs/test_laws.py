@@ -14,6 +14,7 @@ from fedpeft.codecs import (
     Context,
     ErrorFeedback,
     Identity,
+    LogByte,
     Numbers,
     Plane,
     Symbols,
@@ -30,8 +31,10 @@ from tests.codecs.examples import (
     DELTAS,
     FEEDBACKS,
     LARGE,
+    LINEAR,
     PLUGINS,
     SPACE,
+    UNBIASED,
     RandomMask,
     Ranking,
     all_bits,
@@ -140,7 +143,7 @@ def test_scaling_commutes_where_nothing_is_clipped(codec, factor):
 
 @every_codec
 def test_linear_means_linear(codec):
-    assert codec.linear == (codec in (Identity("float32"), RandomMask()))
+    assert codec.linear == (codec in LINEAR)
     if codec.linear:
         a, b = normal(SPACE, 1), normal(SPACE, 2)
         pa, pb = (codec.encode(x, SPACE, CONTEXT) for x in (a, b))
@@ -152,7 +155,7 @@ def test_linear_means_linear(codec):
 
 @every_codec
 def test_unbiased_means_unbiased(codec):
-    assert codec.unbiased == (codec == RandomMask() or getattr(codec, "stochastic", False))
+    assert codec.unbiased == (codec in UNBIASED)
     if not codec.unbiased:
         return
     x, rounds = normal(SPACE), 800
@@ -180,8 +183,10 @@ def test_stochastic_rounding_moves_no_coordinate_that_needs_no_rounding():
         assert torch.equal(there_and_back(Uniform(8, True), x, space, Context(0, number, 1)), x)
 
 
-# A mask scales up again; what quantisation made longer than the bound is clipped again.
+# A mask and an unbiased projection scale up again; what quantisation made longer than the bound is clipped again.
+# Sums round anew each time, and factors are rounded to float16: by how little is tested with them.
 LOSING = [c for c in CODECS if "RandomMask" in repr(c) or ("Clip" in repr(c) and "Uniform" in repr(c))]
+LOSING += [c for c in CODECS if any(name in repr(c) for name in ("Rotated", "SRHT", "Ferret", "LowRank"))]
 
 
 @pytest.mark.parametrize("codec", [c for c in CODECS if c not in LOSING], ids=repr)
@@ -189,7 +194,7 @@ def test_what_was_decoded_encodes_without_further_loss(codec):
     once = there_and_back(codec, normal(SPACE))
     twice = there_and_back(codec, once)
     assert torch.allclose(twice, once, rtol=1e-6, atol=0)
-    if isinstance(codec, Identity | Ternary):
+    if isinstance(codec, Identity | LogByte | Ternary):
         assert torch.equal(twice, once)
 
 

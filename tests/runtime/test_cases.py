@@ -532,6 +532,25 @@ def test_a_run_taken_up_again_draws_the_same_cohorts_and_its_optimizer_goes_on(t
     assert plain.state.optimizer
 
 
+def test_a_buffered_run_does_not_wait_for_a_slow_site_and_counts_it_when_it_comes(
+    federation: Callable[..., Federation], tmp_path: Path
+) -> None:
+    run, go = federation(), threading.Event()
+    slow = run.clients["cat"]
+    run.clients["cat"] = lambda task: slow(task) if go.wait(20) else b""
+    for name in NAMES:
+        run.site(name)
+    run.until(*NAMES)
+    rows = run.server(replace(PLAN, rounds=6, buffer=2)).run()
+    assert [sorted(next(rows)["sites"]) for _ in range(3)] == [["ann", "bob"]] * 3
+    go.set()
+    wait_until(lambda: len(run.transport._inbox) == 1)
+    assert "cat" in next(rows)["sites"]
+    assert len(list(rows)) == 2
+    assert run.seen.of("asked", "cat")[0].round == 1
+    assert not run.seen.of("refused")
+
+
 def test_a_lossless_run_is_the_same_over_both_transports(federation: Callable[..., Federation], tmp_path: Path) -> None:
     run, plan = federation(), Plan(rounds=3, codec=Identity(), deadline_s=20)
     for name in NAMES:

@@ -174,6 +174,17 @@ def test_a_piece_of_another_size_is_no_protocol(tmp_path: Path) -> None:
         b.link.handle(pb.Frame(chunk=pb.Chunk(digest=digest(BIG), offset=0, data=b"x")))
 
 
+def test_a_piece_out_of_place_is_passed_over(tmp_path: Path) -> None:
+    b = End(tmp_path)
+    b.hears(offer(BIG))
+    first, second, third, last = chunks(BIG)
+    other = pb.Frame(chunk=pb.Chunk(digest=digest(b"another message"), offset=0, data=bytes(PIECE)))
+    assert not b.hears(second, other, last)
+    kept = b.hears(first, first, third, second, first, third, last)
+    assert [frame.kept.offset for frame in kept] == [PIECE, 2 * PIECE, 3 * PIECE, len(BIG)]
+    assert b.messages == [BIG]
+
+
 def test_a_lie_about_the_content_is_dropped_and_forgotten(tmp_path: Path) -> None:
     b = End(tmp_path)
     b.hears(offer(BIG, digest=digest(b"something else")))

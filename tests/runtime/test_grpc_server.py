@@ -3,9 +3,12 @@
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -314,8 +317,12 @@ def test_nobody_is_told_anything_under_a_lock(keyring: Path, tmp_path: Path) -> 
     """A watcher may be slow, and may ask: on another thread, it would wait for ever."""
     stuck: list[Event] = []
 
+    def ask() -> None:
+        with suppress(StoppedError):
+            transport.nodes()
+
     def watch(event: Event) -> None:
-        asking = threading.Thread(target=lambda: transport.nodes(), daemon=True)
+        asking = threading.Thread(target=ask, daemon=True)
         asking.start()
         asking.join(5)
         if asking.is_alive():
@@ -462,6 +469,22 @@ def test_a_revoked_site_is_shown_out_and_stays_out(tmp_path: Path, seen: Seen) -
             assert again.status() is grpc.StatusCode.UNAVAILABLE
 
 
+def test_a_roster_that_cannot_be_read_shows_nobody_out(tmp_path: Path, seen: Seen) -> None:
+    keyring = make_keys(tmp_path / "keys")
+    roster = keyring / "server" / "roster"
+    with (
+        listening(keyring, tmp_path / "spool", watch=seen) as transport,
+        Raw(transport.address, keyring / "ann") as site,
+    ):
+        roster.rename(tmp_path / "elsewhere")
+        seen.wait("alarm", times=2)
+        (tmp_path / "elsewhere").rename(roster)
+        assert transport.nodes() == ["ann"]
+        asked = Asking(transport, {"ann": b"task"})
+        site.offer(b"reply", site.task().digest)
+        assert asked.done() == {"ann": b"reply"}
+
+
 def test_an_address_in_use_and_keys_that_are_none_are_said(
     transport: GrpcTransport, keyring: Path, tmp_path: Path
 ) -> None:
@@ -469,6 +492,43 @@ def test_an_address_in_use_and_keys_that_are_none_are_said(
         GrpcTransport(transport.address, keyring / "server", tmp_path / "other").start()
     with pytest.raises(IdentityError, match="ca.crt"):
         GrpcTransport("127.0.0.1:0", tmp_path, tmp_path / "other")
+
+
+STRANGERS = """
+import socket, ssl, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+import grpc
+from fedpeft.runtime.grpc import credentials
+
+folder, until = Path(sys.argv[1]), time.monotonic() + 3
+server = grpc.server(ThreadPoolExecutor(1))
+port = server.add_secure_port("127.0.0.1:0", credentials.server_credentials(folder / "server"))
+server.start()
+context = ssl.create_default_context(cafile=folder / "ann" / "ca.crt")
+context.set_alpn_protocols(["h2"])
+
+def knock():
+    while time.monotonic() < until:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)) as line:
+            with context.wrap_socket(line, server_hostname="localhost") as stranger:
+                stranger.recv(1)
+
+threads = [threading.Thread(target=knock) for _ in range(16)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+server.stop(None).wait()
+print("alive")
+"""
+
+
+def test_many_strangers_at_the_door_at_once_do_not_break_it(keyring: Path) -> None:
+    """gRPC frees what a handshake reads when another one changes the configuration."""
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGERS, str(keyring)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-2000:]
 
 
 def test_a_stranger_who_says_nothing_costs_nothing_to_others(transport: GrpcTransport, keyring: Path) -> None:

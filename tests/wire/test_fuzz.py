@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 
 from fedpeft import wire
 from fedpeft._proto import update_pb2 as pb
-from fedpeft.codecs import Field, Identity, Numbers, Plane, Symbols, Ternary, Uniform, per_slot
+from fedpeft.codecs import (
+    SRHT,
+    Ferret,
+    Field,
+    Identity,
+    LogByte,
+    LowRank,
+    Numbers,
+    Plane,
+    Symbols,
+    Ternary,
+    Uniform,
+    per_slot,
+)
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import rans, rice, tables
 from tests.codecs.examples import CONTEXT, SPACE, Ranking, all_bits, normal
@@ -24,6 +37,12 @@ CODECS = [
     Ternary(),
     Uniform(2),
     Uniform(8),
+    SRHT(density=0.3),
+    SRHT(density=0.3, dtype="float16"),
+    Ferret(10, dtype="logbyte"),
+    LogByte(),
+    LowRank(2),
+    LowRank(3, energy=0.9),
     Ranking(),
     per_slot({"lora_A": Uniform(4)}, default=Ternary(0.5)),
 ]

@@ -365,6 +365,7 @@ class GrpcTransport:
     def _shut_out(self, sessions: Sequence[Session]) -> None:
         """End the sessions of those whose certificate has expired or left the roster."""
         try:
+            any((self._keys / "roster").iterdir())
             members = self._roster.members()
         except (FedpeftError, OSError) as error:
             self._tell(Happening.ALARM, why=f"the roster cannot be read: {error}")

@@ -6,10 +6,12 @@ Every part is drawn from integers of `Stream` (no float sum decides a bit), so a
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fedpeft import wire
-from fedpeft.codecs import Numbers, Plane, Symbols
+from fedpeft.codecs import SRHT, Context, Ferret, LogByte, LowRank, Numbers, Plane, Symbols
 from fedpeft.random import Purpose, Stream
+from fedpeft.space import Slot, Space
 from tests.wire.crafting import header, plane
 
 FOLDER = Path(__file__).parent
@@ -24,6 +26,28 @@ def _plane(share, numel):
 def _skewed(levels, numel):
     """Symbols with a bell-shaped histogram: the bits set in a word."""
     return Symbols((np.bitwise_count(WORDS[:numel]) % levels).astype(np.uint8), levels)
+
+
+SPACE = Space((Slot("a", (8, 100), "lora_A"), Slot("b", (100, 7), "lora_B"), Slot("bias", (3,), "head")))
+
+
+def _encoded(codec):
+    """The parts of a delta of small integers, whose sums and products of 2 are exact; so are quotients' roundings."""
+    delta = torch.from_numpy(BYTES[: SPACE.numel].astype(np.float32) - 128)
+    return dict(codec.encode(delta, SPACE, Context(seed=1, round=3, client=2)))
+
+
+def _factors(rank):
+    """Parts that `LowRank` reads, made of integers: singular vectors are not the same to the bit everywhere."""
+    codec = LowRank(rank, energy=0.9)
+    sizes = {name: field.numel for name, field in codec.layout(SPACE).items()}
+    return {
+        "values": Numbers(np.array([2, 1, 3], np.float32)),
+        "left": Numbers((BYTES[: 2 * 8 + 100] / 64).astype(np.float16)),
+        "right": Numbers((BYTES[: 2 * 100 + 7] / 128).astype(np.float16)),
+        "whole": Numbers(np.arange(sizes["whole"], dtype=np.float32)),
+        "rank": Symbols(np.array([2, 1], np.uint8), rank + 1),
+    }
 
 
 PARTS = {
@@ -48,6 +72,11 @@ PARTS = {
         "scale": Numbers(np.array([0.5, 0.25, 1.5], np.float32)),
         "sign": plane(np.flatnonzero(WORDS[:601] & 1), 601),
     },
+    "srht": _encoded(SRHT(density=0.05, block=256)),
+    "srhthalves": _encoded(SRHT(density=0.05, block=256, dtype="float16", directions="run")),
+    "ferret": _encoded(Ferret(50, block=400, dtype="logbyte")),
+    "logbyte": _encoded(LogByte()),
+    "lowrank": _factors(2),
 }
 
 
