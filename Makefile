@@ -22,6 +22,7 @@ quick-benches: $(VENV)/.installed
 	$(BIN)/python -m simulations.bench_wire --quick
 	$(BIN)/python -m simulations.compare --quick
 	$(BIN)/python -m simulations.clinc150 --quick
+	$(BIN)/python -m simulations.bench_grpc --quick
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

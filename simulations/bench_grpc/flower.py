@@ -108,7 +108,7 @@ def measured(
     authority = folder / "keys" / "ca.crt"
     if tls:
         keys.init(folder / "keys", ["127.0.0.1"])
-        shown = ("--ssl-ca-certfile", authority, "--ssl-certfile", folder / "keys" / "server.crt",
+        shown: tuple[object, ...] = ("--ssl-ca-certfile", authority, "--ssl-certfile", folder / "keys" / "server.crt",
                  "--ssl-keyfile", folder / "keys" / "server.key")  # fmt: skip
         trusting: tuple[object, ...] = ("--root-certificates", authority)
         trust = f'root-certificates = "{authority}"'

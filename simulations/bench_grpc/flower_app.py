@@ -19,7 +19,6 @@ DEADLINE_S = 300.0
 client, server = ClientApp(), ServerApp()
 
 
-@client.train()
 def send(message: Message, context: Context) -> Message:
     """Bytes of the size that is asked for, and the instant at which they were ready."""
     size = int(message.content["ask"]["size"])
@@ -28,7 +27,6 @@ def send(message: Message, context: Context) -> Message:
     return Message(RecordDict({"update": array, "ready": ConfigRecord({"at": time.time()})}), reply_to=message)
 
 
-@server.main()
 def main(grid: Grid, context: Context) -> None:
     """Rounds of a small size, then of each size of the run's config; a row for each goes to its file."""
     config = context.run_config
@@ -85,3 +83,7 @@ def exchange(grid: Grid, nodes: list[int], size: int) -> tuple[float, float]:
                 del reply, data
         time.sleep(0.02)
     return ended - began, ended - ready
+
+
+client.train()(send)
+server.main()(main)

@@ -141,6 +141,7 @@ class Raw:
         self.call = method(iter(self._out.get, None))
         self.heard: queue.SimpleQueue[pb.Frame | None] = queue.SimpleQueue()
         self.error: grpc.RpcError | None = None
+        self.passed: list[str | None] = []
         if reads:
             threading.Thread(target=self._read, daemon=True).start()
         if hello:
@@ -161,13 +162,14 @@ class Raw:
             self._out.put(frame)
 
     def hear(self, kind: str) -> Any:
-        """The next frame of a kind; others before it are passed over."""
+        """The next frame of a kind; others before it are passed over, and `passed` says which."""
         until = time.monotonic() + SECONDS
         while True:
             frame = self.heard.get(timeout=max(0.01, until - time.monotonic()))
             assert frame is not None, f"the stream ended before a {kind}: {self.error}"
             if frame.WhichOneof("frame") == kind:
                 return getattr(frame, kind)
+            self.passed.append(frame.WhichOneof("frame"))
 
     def task(self) -> pb.Offer:
         """The next task that is offered, taken if it is small."""

@@ -18,7 +18,7 @@ from fedpeft.runtime.grpc import credentials, endpoint, site
 from fedpeft.runtime.grpc.server import GrpcTransport
 from fedpeft.runtime.grpc.site import Ending
 from fedpeft.runtime.grpc.spool import PIECE
-from tests.runtime.site_world import BadLine, Running, digest, listening, update, wait_until
+from tests.runtime.site_world import BadLine, Running, Seen, digest, listening, update, wait_until
 
 BIG = update(os.urandom(3 * PIECE))
 DONE = update(b"done: ")
@@ -128,10 +128,10 @@ def test_a_server_that_starts_again_gets_the_reply_that_was_made_for_the_first(k
 def test_a_newer_task_waits_for_the_one_at_hand_and_takes_the_place_of_one_that_waits(
     keyring: Path, tmp_path: Path
 ) -> None:
-    worker = Worker()
+    worker, seen = Worker(), Seen()
     worker.go.clear()
     with (
-        listening(keyring, tmp_path / "spool") as transport,
+        listening(keyring, tmp_path / "spool", watch=seen) as transport,
         Running(transport.address, keyring / "ann", worker, tmp_path / "ann") as running,
     ):
         wait_until(transport.nodes)
@@ -144,6 +144,7 @@ def test_a_newer_task_waits_for_the_one_at_hand_and_takes_the_place_of_one_that_
         worker.go.set()
         assert ask(transport, b"newest") == DONE + b"newest"
     assert worker.tasks == [b"at hand", b"newest"]
+    assert not seen.of("refused"), "the reply to the first is of no use"
 
 
 def test_stop_while_nobody_answers(keyring: Path, tmp_path: Path) -> None:
@@ -313,6 +314,7 @@ def test_a_task_that_is_none_is_not_taken(keyring: Path, tmp_path: Path, offer: 
 
 def test_one_task_offered_many_times_is_worked_on_once(keyring: Path, tmp_path: Path) -> None:
     worker = Worker()
+    worker.go.clear()
     offer = pb.Frame(offer=pb.Offer(digest=digest(b"task"), size=4, data=b"task"))
     replies: list[bytes] = []
 
@@ -321,6 +323,9 @@ def test_one_task_offered_many_times_is_worked_on_once(keyring: Path, tmp_path: 
         yield WELCOME
         for _ in range(5):
             yield offer
+            while next(heard).WhichOneof("frame") != "kept":
+                pass
+        worker.go.set()
         for frame in heard:
             if frame.WhichOneof("frame") == "offer":
                 replies.append(frame.offer.data)

@@ -8,7 +8,7 @@ that changed makes a new configuration, under which a session ticket, which resu
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -31,7 +31,8 @@ def server_credentials(folder: Path) -> grpc.ServerCredentials:
         IdentityError: the server's key or certificate cannot be used.
     """
     door = _Door(folder)
-    return grpc.dynamic_ssl_server_credentials(door.change(), door.change, True)
+    fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", door.change)  # None for "unchanged" is allowed
+    return grpc.dynamic_ssl_server_credentials(fetch(), fetch, True)
 
 
 def site_credentials(folder: Path) -> grpc.ChannelCredentials:
