@@ -1,4 +1,4 @@
-"""A codec of your own: name it in a YAML as `codec: ErrorFeedback(examples.custom_codec.RandomMask(density=0.1))`."""
+"""A codec of your own: name it in a YAML as `codec: ErrorFeedback(examples.custom_codec.Sampled(density=0.1))`."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from fedpeft.space import Space
 
 
 @dataclass(frozen=True)
-class RandomMask(Codec):
+class Sampled(Codec):
     """Send a random fraction of the coordinates in fp16; which ones, both ends draw from the round's shared stream."""
 
     density: float

@@ -14,9 +14,9 @@ from tests import tiny
 def test_a_yaml_names_classes_of_your_own(tmp_path: Path) -> None:
     raw = tiny.experiment(
         tmp_path,
-        codec="ErrorFeedback(examples.custom_codec.RandomMask(density=0.25))",
+        codec="ErrorFeedback(examples.custom_codec.Sampled(density=0.25))",
         strategy="examples.custom_strategy.TrustedMean(cap=10)",
-        broadcast="examples.custom_codec.RandomMask(density=0.5)",
+        broadcast="examples.custom_codec.Sampled(density=0.5)",
     )
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
     with Simulation(load(tmp_path / "own.yaml"), tmp_path / "run") as running:
@@ -29,9 +29,9 @@ def test_a_yaml_names_classes_of_your_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("codec", "examples.custom_codec.RandomMusk(density=0.1)", "did you mean 'RandomMask'"),
+        ("codec", "examples.custom_codec.Sampeld(density=0.1)", "did you mean 'Sampled'"),
         ("codec", "examples.no_such_module.Codec()", "cannot import examples.no_such_module"),
-        ("strategy", "examples.custom_codec.RandomMask(density=0.1)", "expected a Strategy, got RandomMask"),
+        ("strategy", "examples.custom_codec.Sampled(density=0.1)", "expected a Strategy, got Sampled"),
         ("strategy", "examples.custom_strategy.TrustedMean()", "missing a required argument: 'cap'"),
     ],
 )

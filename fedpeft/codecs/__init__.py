@@ -18,32 +18,42 @@ from fedpeft.codecs.base import (
 )
 from fedpeft.codecs.clip import Clip
 from fedpeft.codecs.combine import chain, per_slot
+from fedpeft.codecs.cosine import DCT
 from fedpeft.codecs.feedback import ErrorFeedback
 from fedpeft.codecs.ferret import Ferret
 from fedpeft.codecs.identity import Identity
 from fedpeft.codecs.logbyte import LogByte
 from fedpeft.codecs.lowrank import LowRank
+from fedpeft.codecs.magnitude import MagnitudeMask
 from fedpeft.codecs.rotated import Rotated
 from fedpeft.codecs.srht import SRHT
+from fedpeft.codecs.support import PublicSupport, RandomMask
 from fedpeft.codecs.ternary import Ternary
+from fedpeft.codecs.topk import TopK
 from fedpeft.codecs.uniform import Uniform
 
 NAMES: dict[str, Any] = {
     "Clip": Clip,
+    "DCT": DCT,
     "ErrorFeedback": ErrorFeedback,
     "Ferret": Ferret,
     "Identity": Identity,
     "LogByte": LogByte,
     "LowRank": LowRank,
+    "MagnitudeMask": MagnitudeMask,
+    "PublicSupport": PublicSupport,
+    "RandomMask": RandomMask,
     "Rotated": Rotated,
     "SRHT": SRHT,
     "Ternary": Ternary,
+    "TopK": TopK,
     "Uniform": Uniform,
     "chain": chain,
     "per_slot": per_slot,
 }
 
 __all__ = [
+    "DCT",
     "SRHT",
     "Clip",
     "Codec",
@@ -55,13 +65,17 @@ __all__ = [
     "Layout",
     "LogByte",
     "LowRank",
+    "MagnitudeMask",
     "Numbers",
     "Part",
     "Parts",
     "Plane",
+    "PublicSupport",
+    "RandomMask",
     "Rotated",
     "Symbols",
     "Ternary",
+    "TopK",
     "Transform",
     "Uniform",
     "chain",

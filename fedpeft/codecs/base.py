@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedpeft import kernels
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
 
@@ -58,6 +59,18 @@ def take(parts: Parts, name: str, kind: type[P]) -> P:
     if not isinstance(part, kind):
         raise TypeError(f"part {name!r}: expected {kind.__name__}, got {type(part).__name__}")
     return part
+
+
+def finite(delta: Float[Tensor, " d"]) -> NDArray[np.float32]:
+    """A delta as a kernel takes it.
+
+    Raises:
+        ValueError: a coordinate is infinite or NaN.
+    """
+    x = np.ascontiguousarray(delta.detach().cpu().numpy(), dtype=np.float32)
+    if not kernels.all_finite(x):
+        raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
+    return x
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,19 @@
 """Pure arrays in, arrays out: compiled loops over coordinates, bits and bytes."""
 
 from fedpeft.kernels import planes, rans, rice, tables
+from fedpeft.kernels.cosine import cosine_blocks
+from fedpeft.kernels.drawing import put_strata, take_strata
 from fedpeft.kernels.hadamard import flip_signs, sample_hadamard, spread_hadamard, walsh_hadamard
+from fedpeft.kernels.kept import kept_by_slot, spread_kept
+from fedpeft.kernels.largest import keep_largest
+from fedpeft.kernels.levels import quantise_kept
 from fedpeft.kernels.logarithm import LEVELS, log_codes
 from fedpeft.kernels.normal import quantise_normal
 from fedpeft.kernels.outer import add_outer
 from fedpeft.kernels.philox import philox_block, philox_words
 from fedpeft.kernels.planes import popcount
 from fedpeft.kernels.rademacher import add_signed, signed_sums
+from fedpeft.kernels.ranks import keep_by_rank
 from fedpeft.kernels.select import all_finite, magnitude_threshold
 from fedpeft.kernels.strata import stratified
 from fedpeft.kernels.ternary import add_ternary, pack_ternary, unpack_ternary
@@ -19,8 +25,12 @@ __all__ = [
     "add_signed",
     "add_ternary",
     "all_finite",
+    "cosine_blocks",
     "flip_signs",
     "is_warm",
+    "keep_by_rank",
+    "keep_largest",
+    "kept_by_slot",
     "log_codes",
     "magnitude_threshold",
     "pack_ternary",
@@ -28,14 +38,18 @@ __all__ = [
     "philox_words",
     "planes",
     "popcount",
+    "put_strata",
+    "quantise_kept",
     "quantise_normal",
     "rans",
     "rice",
     "sample_hadamard",
     "signed_sums",
     "spread_hadamard",
+    "spread_kept",
     "stratified",
     "tables",
+    "take_strata",
     "unpack_ternary",
     "walsh_hadamard",
     "warm_up",

@@ -20,7 +20,7 @@ def _bin_of_rank(histogram: NDArray[np.int64], rank: int) -> tuple[int, int]:
 
 
 @kernel
-def _kth_magnitude(bits: NDArray[np.uint32], k: int) -> np.uint32:
+def kth_magnitude(bits: NDArray[np.uint32], k: int) -> np.uint32:
     """Select in three digits of 12, 10 and 9 bits; only the first digit reads all of `bits`."""
     n = bits.size
     # Four histograms in turn: neighbours of one magnitude would else wait for each other's store.
@@ -86,7 +86,7 @@ def magnitude_threshold(x: NDArray[np.float32], k: int) -> np.float32:
     """
     if not 1 <= k <= x.size:
         raise ValueError(f"k: expected 1 <= k <= {x.size}, got {k}")
-    bits = _kth_magnitude(vector(x, np.float32, "x").view(np.uint32), int(k))
+    bits = kth_magnitude(vector(x, np.float32, "x").view(np.uint32), int(k))
     return np.float32(np.uint32(bits).view(np.float32))
 
 

@@ -1,16 +1,23 @@
 """Compiling every kernel ahead of its first use."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpeft.kernels import (
+    cosine,
+    drawing,
     hadamard,
     jit,
+    kept,
+    largest,
+    levels,
     logarithm,
     normal,
     outer,
     philox,
     planes,
     rademacher,
+    ranks,
     rans,
     rice,
     select,
@@ -48,3 +55,16 @@ def warm_up() -> None:
     outer.add_outer(x[:2].reshape(2, 1), x[:4].reshape(1, 4), x[:8].copy())
     logarithm.log_codes(x[:8])
     philox.philox_words(0, 0, 0, 0, 0, 0, 4)
+    _warm_up_sparse(x, bounds)
+
+
+def _warm_up_sparse(x: NDArray[np.float32], bounds: NDArray[np.int64]) -> None:
+    mask, values, counts = largest.keep_largest(x, bounds, np.array([2]))
+    levels.quantise_kept(values, counts, np.ones(1), 2)
+    kept.kept_by_slot(mask, bounds)
+    kept.spread_kept(mask, values, x.size)
+    words, place = np.zeros(x.size, np.uint32), np.zeros(1, np.int64)
+    drawing.put_strata(drawing.take_strata(x, words[:3]), words[:3], x)
+    ranks.keep_by_rank(x, 3, 0.5, 0.5, words, np.zeros(1, np.uint64), 0)
+    for back in (False, True):
+        cosine.cosine_blocks(x, place, place, 4, np.ones(4, np.float32), np.ones(16, np.float32), x, back=back)

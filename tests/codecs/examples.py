@@ -12,6 +12,7 @@ import torch
 
 from fedpeft import wire
 from fedpeft.codecs import (
+    DCT,
     SRHT,
     Clip,
     Codec,
@@ -22,11 +23,15 @@ from fedpeft.codecs import (
     Identity,
     LogByte,
     LowRank,
+    MagnitudeMask,
     Numbers,
     Plane,
+    PublicSupport,
+    RandomMask,
     Rotated,
     Symbols,
     Ternary,
+    TopK,
     Uniform,
     chain,
     per_slot,
@@ -64,7 +69,7 @@ class Ranking(Codec):
 
 
 @dataclass(frozen=True)
-class RandomMask(Codec):
+class Lottery(Codec):
     """A plug-in: a random share of the coordinates, the same for all clients of a round, scaled up."""
 
     density: float = 0.25
@@ -90,7 +95,7 @@ class RandomMask(Codec):
         return out
 
 
-PLUGINS = {"Ranking": Ranking, "RandomMask": RandomMask}
+PLUGINS = {"Ranking": Ranking, "Lottery": Lottery}
 
 CODECS = [
     *map(Identity, ("float32", "float16", "bfloat16")),
@@ -104,6 +109,17 @@ CODECS = [
     Ferret(20, scale="unbiased", directions="run"),
     LogByte(),
     *(LowRank(*a) for a in product((1, 3), (None, 0.9, 1.0))),
+    *(TopK(*a) for a in product((0.01, 0.3, 1.0), (1, 2, 4), (5, 4096, None))),
+    *(chain(DCT(n), codec) for n in (2, 3, 64) for codec in (Identity(), TopK(density=0.25), PublicSupport())),
+    *(RandomMask(0.3, codec) for codec in (Identity(), Uniform(8), Uniform(4, True), Ternary(0.5))),
+    RandomMask(0.3, Uniform(4, True), rescale=False),
+    RandomMask(1.0, Identity("bfloat16")),
+    RandomMask(0.5, RandomMask(0.5, Identity())),
+    *(PublicSupport(0.3, codec) for codec in (Identity(), Identity("float16"), Rotated(bits=4))),
+    PublicSupport(1.0),
+    PublicSupport(0.4, rescale=True),
+    per_slot({"lora_A": PublicSupport(0.5)}, default=RandomMask(0.5)),
+    *(MagnitudeMask(*a) for a in ((0.5, 0.4, 8), (0.5, 0.8, 4), (0.9, 0.2, 2), (0.4, 0.0, 8))),
     chain(Clip(norm=0.5), Ternary()),
     chain(Clip(norm=1e6), Clip(norm=2.0), Uniform(bits=4)),
     chain(Clip(norm=3.0), chain(Clip(norm=2.0), Identity())),
@@ -111,14 +127,22 @@ CODECS = [
     per_slot({"*.0.*": per_slot({"lora_A": Identity()}, default=Ternary(scale="norm"))}, default=Uniform(2, True)),
     chain(Clip(norm=4.0), per_slot({"head": Identity()}, default=chain(Clip(norm=1.0), Ternary(threshold="global")))),
     Ranking(),
-    RandomMask(),
-    per_slot({"head": RandomMask(0.5)}, default=Ranking()),
+    Lottery(),
+    per_slot({"head": Lottery(0.5)}, default=Ranking()),
     per_slot({"lora_A": LowRank(2), "*.lora_B": SRHT(density=0.25)}, default=LogByte()),
 ]
+MASKS = Lottery, RandomMask, PublicSupport, MagnitudeMask
 LINEAR = [c for c in CODECS if isinstance(c, SRHT | Ferret) and c.dtype == "float32"]
 UNBIASED = [c for c in LINEAR if c.scale == "unbiased" and c.directions == "round"]
-LINEAR += [Identity("float32"), RandomMask()]
-UNBIASED += [*(c for c in CODECS if isinstance(c, Uniform) and c.stochastic), RandomMask()]
+UNBIASED += [c for c in CODECS if isinstance(c, MagnitudeMask) or (isinstance(c, Uniform) and c.stochastic)]
+UNBIASED += [
+    Lottery(),
+    PublicSupport(0.4, rescale=True),
+    RandomMask(0.3, Identity()),
+    RandomMask(0.3, Uniform(4, True)),
+]
+UNBIASED += [RandomMask(0.5, RandomMask(0.5, Identity()))]
+LINEAR += [Identity(), Lottery(), PublicSupport(0.3), PublicSupport(1.0), PublicSupport(0.4, rescale=True)]
 FEEDBACKS = [ErrorFeedback(Ternary(density=0.1)), ErrorFeedback(Uniform(bits=2), decay=0.5)]
 
 
@@ -164,7 +188,7 @@ DELTAS = {
 
 def beyond(codec, name):
     """Whether a codec's number type cannot hold these deltas, so that it must say so."""
-    return codec == Identity("float16") and name in ("huge", "large and small")
+    return repr(Identity("float16")) in repr(codec) and name in ("huge", "large and small")
 
 
 def header(codec, space=SPACE, ctx=CONTEXT):

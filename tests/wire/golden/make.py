@@ -1,6 +1,7 @@
 """Write the golden payloads: `python -m tests.wire.golden.make`. Only a new wire version may change them.
 
-Every part is drawn from integers of `Stream` (no float sum decides a bit), so any machine makes the same files.
+Every part is drawn from integers of `Stream`, or is what a codec makes of such integers in sums of a fixed order, so
+that any machine makes the same files.
 """
 
 from pathlib import Path
@@ -9,7 +10,23 @@ import numpy as np
 import torch
 
 from fedpeft import wire
-from fedpeft.codecs import SRHT, Context, Ferret, LogByte, LowRank, Numbers, Plane, Symbols
+from fedpeft.codecs import (
+    DCT,
+    SRHT,
+    Context,
+    Ferret,
+    Identity,
+    LogByte,
+    LowRank,
+    MagnitudeMask,
+    Numbers,
+    Plane,
+    PublicSupport,
+    RandomMask,
+    Symbols,
+    TopK,
+    chain,
+)
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Slot, Space
 from tests.wire.crafting import header, plane
@@ -29,6 +46,7 @@ def _skewed(levels, numel):
 
 
 SPACE = Space((Slot("a", (8, 100), "lora_A"), Slot("b", (100, 7), "lora_B"), Slot("bias", (3,), "head")))
+ODD = Space((Slot("a", (9, 100), "lora_A"), Slot("b", (70, 9), "lora_B"), Slot("c", (5,), "head")))
 
 
 def _encoded(codec):
@@ -48,6 +66,12 @@ def _factors(rank):
         "whole": Numbers(np.arange(sizes["whole"], dtype=np.float32)),
         "rank": Symbols(np.array([2, 1], np.uint8), rank + 1),
     }
+
+
+def _coded(codec):
+    """What a codec makes of whole numbers from -500 to 500: which coordinates it draws may never change either."""
+    delta = torch.from_numpy((WORDS[: ODD.numel] % 1001).astype(np.float32) - 500)
+    return codec.encode(delta, ODD, Context(seed=1, round=3, client=2))
 
 
 PARTS = {
@@ -77,6 +101,11 @@ PARTS = {
     "ferret": _encoded(Ferret(50, block=400, dtype="logbyte")),
     "logbyte": _encoded(LogByte()),
     "lowrank": _factors(2),
+    "topk": _coded(TopK(density=0.05, chunk=256)),
+    "demo": _coded(chain(DCT(), TopK(density=1 / 16, bits=3))),
+    "dare": _coded(RandomMask(density=0.1, codec=Identity())),
+    "della": _coded(MagnitudeMask(density=0.1, eps=0.1)),
+    "publicsupport": _coded(PublicSupport(density=0.1)),
 }
 
 
