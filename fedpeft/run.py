@@ -121,6 +121,8 @@ class Run:
             self._write_facts()
             self.save()
             report.write(self.folder)
+        except ConnectionError:
+            raise
         except OSError as error:
             why = error.strerror or error
             raise RunError(
