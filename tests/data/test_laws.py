@@ -18,12 +18,14 @@ from fedpeft.data import (
     HuggingFaceDataset,
     LocalFile,
     Partition,
+    Share,
     SiteSummary,
     Source,
     StdlibDocs,
     describe,
     hold_out,
 )
+from fedpeft.errors import DataError
 
 EXAMPLES = [Example(f"text {i}", i * i % 7, group=f"group {i % 12}") for i in range(600)]
 PARTITIONS = [IID(), Dirichlet(), Dirichlet(0.01), Dirichlet(1000.0, min_per_site=1), ByGroup(), ByLabel()]
@@ -32,6 +34,7 @@ SOURCES = [
     lambda folder: StdlibDocs(modules=5, per_module=20, test_fraction=0.5, min_words=12),
     lambda folder: LocalFile(str(folder / "rows.jsonl"), label="label", group="group"),
     lambda folder: LocalFile(str(folder / "rows.jsonl"), prompt="group"),
+    lambda folder: Share(LocalFile(str(folder / "rows.jsonl"), label="label"), Dirichlet(), 2, 3),
     lambda folder: LocalFile(str(folder / "rows.jsonl"), label="label", test_path=str(folder / "rows.jsonl")),
 ]
 
@@ -45,13 +48,19 @@ def source(request, tmp_path):
 
 def test_every_public_class_is_held_to_the_laws():
     public = {v for v in vars(data).values() if isinstance(v, type) and issubclass(v, Source | Partition)}
-    covered = {type(p) for p in PARTITIONS} | {StdlibDocs, LocalFile, HuggingFaceDataset}
+    covered = {type(p) for p in PARTITIONS} | {StdlibDocs, LocalFile, HuggingFaceDataset, Share}
     assert public - covered == {Source, Partition}
 
 
 @pytest.mark.parametrize(
     "thing",
-    [*PARTITIONS, StdlibDocs(), LocalFile("a.csv", "t", label="l"), HuggingFaceDataset("a/b", "c")],
+    [
+        *PARTITIONS,
+        StdlibDocs(),
+        LocalFile("a.csv", "t", label="l"),
+        HuggingFaceDataset("a/b", "c"),
+        Share(StdlibDocs(), IID(), 1, 3),
+    ],
     ids=repr,
 )
 def test_repr_is_the_expression(thing):
@@ -183,3 +192,28 @@ def test_holding_out_is_stratified_and_exact_in_total():
     rare = [Example(str(i), i) for i in range(50)]
     assert len(hold_out(rare, 0.1, seed=0)[1]) == 5
     assert hold_out(rare, 0.0, seed=0) == (tuple(rare), ())
+
+
+def test_shares_are_the_sites_of_a_simulation(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": e.text, "label": e.label}) + "\n" for e in EXAMPLES))
+    whole, partition = LocalFile(str(path), label="label"), Dirichlet()
+    corpus = whole.load(3)
+    rows = partition.split(corpus.train, 4, 3)
+    for site, part in enumerate(rows, 1):
+        share = Share(whole, partition, site, 4).load(3)
+        assert share.train == tuple(corpus.train[i] for i in part)
+        assert (share.test, share.labels) == (corpus.test, corpus.labels)
+
+
+@pytest.mark.parametrize("site", [0, 5])
+def test_a_share_is_of_one_of_the_sites(site):
+    with pytest.raises(ValueError, match=rf"site must lie in \[1, 4\], got {site}"):
+        Share(StdlibDocs(), IID(), site, 4)
+
+
+def test_a_corpus_that_cannot_be_shared_so_says_why(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
+    with pytest.raises(DataError, match="sites: expected 1 to 2"):
+        Share(LocalFile(str(path)), IID(), 1, 9).load(0)
