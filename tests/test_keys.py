@@ -70,7 +70,7 @@ def test_what_the_coordinator_makes(coordinator: Path) -> None:
         assert own == x509.SubjectKeyIdentifier.from_public_key(made.public_key())
         above = made.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
         assert above.key_identifier == x509.SubjectKeyIdentifier.from_public_key(authority.public_key()).digest
-        assert made.not_valid_before_utc < NOW - timedelta(minutes=4)
+        assert made.not_valid_before_utc < datetime.now(UTC) - timedelta(minutes=4)
         assert isinstance(made.signature_hash_algorithm, hashes.SHA256)
     assert keys.expires(coordinator / "server.crt") == server.not_valid_after_utc
     assert timedelta(days=824) < server.not_valid_after_utc - NOW < timedelta(days=826)
