@@ -19,6 +19,7 @@ from fedpeft.federation import Event, Handler, messages
 from fedpeft.runtime.grpc import credentials, endpoint
 from fedpeft.runtime.grpc.server import GrpcTransport
 from fedpeft.runtime.grpc.site import Dialling, Ending, Site
+from fedpeft.runtime.grpc.spool import PIECE
 
 NAMES = ("ann", "bob", "cat")
 SECONDS = 20.0  # that a test waits for what must happen
@@ -181,9 +182,23 @@ class Raw:
         facts = {"digest": digest(data), "size": len(data), "answers": answers, "data": data if small(data) else b""}
         self.say(pb.Frame(offer=pb.Offer(**(facts | changes))))
 
-    def chunk(self, data: bytes, offset: int, size: int = 1 << 20) -> None:
-        piece = data[offset : offset + size]
+    def chunk(self, data: bytes, offset: int) -> None:
+        piece = data[offset : offset + PIECE]
         self.say(pb.Frame(chunk=pb.Chunk(digest=digest(data), offset=offset, data=piece)))
+
+    def upload(self, data: bytes, offset: int) -> None:
+        """Send a message from an offset on, and again from where the server asks for it, until it is kept."""
+        while True:
+            for at in range(offset, len(data), PIECE):
+                self.chunk(data, at)
+            while True:
+                frame = self.heard.get(timeout=SECONDS)
+                assert frame is not None, f"the stream ended: {self.error}"
+                if frame.WhichOneof("frame") == "take":
+                    offset = frame.take.offset
+                    break
+                if frame.kept.offset == len(data):
+                    return
 
     def status(self) -> grpc.StatusCode:
         """How the stream ended."""

@@ -78,12 +78,7 @@ def transport(keyring: Path, tmp_path: Path, seen: Seen) -> Iterator[GrpcTranspo
 
 def upload(site: Raw, task: pb.Offer, data: bytes = BIG) -> None:
     site.offer(data, task.digest)
-    offset = site.hear("take").offset
-    while offset < len(data):
-        site.chunk(data, offset)
-        offset += PIECE
-    while site.hear("kept").offset < len(data):
-        pass
+    site.upload(data, site.hear("take").offset)
 
 
 def test_small_and_large_messages_go_both_ways(transport: GrpcTransport, keyring: Path, tmp_path: Path) -> None:
@@ -287,8 +282,7 @@ def test_a_silent_upload_lets_others_go_first_and_is_taken_up_after(keyring: Pat
             assert slow.hear("take").offset == PIECE
             wait_until(lambda: asked.replies)
             assert asked.replies == {"bob": BIG}
-            for offset in range(PIECE, len(BIG), PIECE):
-                slow.chunk(BIG, offset)
+            slow.upload(BIG, PIECE)
             assert asked.done() == {"ann": BIG, "bob": BIG}
 
 

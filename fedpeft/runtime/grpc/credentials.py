@@ -77,7 +77,7 @@ class _Door:
             if now == self._told:
                 return None
             if self._told is not None:
-                # gRPC frees the configuration before, under handshakes that have just asked (grpc issue 36693).
+                # gRPC frees the configuration before, even under a handshake that has just asked (grpc/grpc#36693).
                 time.sleep(_PASSING_S)
             self._told = now
             return grpc.ssl_server_certificate_configuration([now[0]], now[1])
