@@ -35,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
         time.sleep(0.1)
     own, idle = os.getpid(), {}
     for pid in (own, link):
-        idle[pid] = readings.memory(pid, "VmRSS")["VmRSS"]
+        idle[pid] = readings.memory(pid, "VmRSS")
     overhead = 1000 * statistics.median(exchange(grid, asked, SMALL)[0] for _ in range(OVERHEAD_ROUNDS))
     for payload_mb in json.loads(str(config["sizes"])):
         for pid in idle:
@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
         before = [readings.cpu_s(readings.family(pids)) for pids in ([link], around)]
         rounds = [exchange(grid, asked, payload_mb * readings.MB) for _ in range(ROUNDS)]
         after = [readings.cpu_s(readings.family(pids)) for pids in ([link], around)]
-        peaks = [readings.memory(pid, "VmHWM")["VmHWM"] - idle[pid] for pid in (own, link)]
+        peaks = [readings.memory(pid, "VmHWM") - idle[pid] for pid in (own, link)]
         gb = ROUNDS * nodes * payload_mb / 1000
         row = {
             "transport": str(config["transport"]),

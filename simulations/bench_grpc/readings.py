@@ -1,4 +1,4 @@
-"""Memory and processor time of a process, as the kernel tells them."""
+"""Memory and processor time of processes, as the kernel tells them."""
 
 import os
 from collections.abc import Iterable
@@ -8,10 +8,10 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 MB = 1_000_000
 
 
-def memory(pid: int, *names: str) -> dict[str, float]:
-    """Lines of /proc/PID/status in MB (10^6 bytes): VmRSS, VmHWM (the peak since `forget_peak`), RssAnon, RssFile."""
+def memory(pid: int, name: str) -> float:
+    """A line of /proc/PID/status in MB (10^6 bytes): VmRSS, VmHWM (the peak since `forget_peak`) or RssAnon."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return {name: int(lines[name].split()[0]) * 1024 / MB for name in names}
+    return int(lines[name].split()[0]) * 1024 / MB
 
 
 def forget_peak(pid: int) -> None:
@@ -23,9 +23,18 @@ def cpu_s(pids: Iterable[int]) -> float:
     """Seconds of user and system time that these processes, and children that they have waited for, have used."""
     total = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
         total += sum(int(field) for field in fields[11:15])
     return total * TICK_S
+
+
+def busy_s() -> float:
+    """Seconds that all cores together have worked since the machine started."""
+    user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+    return (user + nice + system + sum(rest[:2])) * TICK_S
 
 
 def family(pids: Iterable[int]) -> set[int]:
