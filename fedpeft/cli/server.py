@@ -12,7 +12,7 @@ from fedpeft.cli.application import app
 from fedpeft.cli.console import err, out, reported
 from fedpeft.cli.server_view import ServerView
 from fedpeft.cli.stopping import Stopping
-from fedpeft.cli.surroundings import keep_to_oneself, warn_of_expiry
+from fedpeft.cli.surroundings import keep_memory_together, keep_to_oneself, warn_of_expiry
 from fedpeft.errors import FedpeftError, StoppedError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def server(
 
                 experiment = load(config, settings or [])
             keep_to_oneself()
+            keep_memory_together()
             warn_of_expiry(keys / "server.crt", _warn)
             with ExitStack() as stack:
                 watchers = _Watchers(stack, experiment, runs / experiment.name, keys)

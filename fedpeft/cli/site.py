@@ -10,7 +10,7 @@ import typer
 from fedpeft.cli.application import app
 from fedpeft.cli.console import out, reported
 from fedpeft.cli.stopping import Stopping
-from fedpeft.cli.surroundings import keep_to_oneself, warn_of_expiry
+from fedpeft.cli.surroundings import keep_memory_together, keep_to_oneself, warn_of_expiry
 from fedpeft.errors import StoppedError
 from fedpeft.watching.words import one_line
 
@@ -41,6 +41,7 @@ def site(
 
                 described = load_site(config, settings or [])
             keep_to_oneself()
+            keep_memory_together()
             if socket is None:
                 warn_of_expiry(described.keys / "site.crt", _say)
             with Installation(described, _say) as installed:

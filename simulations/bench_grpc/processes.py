@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fedpeft._proto import session_pb2 as pb
+from fedpeft.cli import surroundings
 from fedpeft.federation import NodeId, Parcel
 from fedpeft.runtime.grpc.server import GrpcTransport
 from fedpeft.runtime.grpc.site import Dialling, Site
@@ -25,6 +26,7 @@ def payload(size: int) -> bytes:
 
 def site(name: str, folder: Path, address: str, raw_port: int) -> None:
     """A site that has nothing to train: it prepares bytes when told to, and sends them when asked, either way."""
+    surroundings.keep_memory_together()
     kept = b""
 
     def handler(task: bytes) -> bytes:
@@ -48,6 +50,7 @@ def site(name: str, folder: Path, address: str, raw_port: int) -> None:
 
 def server(pipe: Connection, folder: Path, sites: int) -> None:
     """The round loop's place: holds the exchanges that come through the pipe, and tells their wall times."""
+    surroundings.keep_memory_together()
     with GrpcTransport("127.0.0.1:0", folder / "server", folder / "spool", least=sites) as transport:
         pipe.send(transport.address)
         nodes = transport.nodes()

@@ -55,7 +55,7 @@ class End:
     def next(self) -> pb.Frame | None:
         """What the sending thread would send, without waiting for it."""
         if self.link._frames or self.link._may_send():
-            return next(self._frames)
+            return pb.Frame.FromString(next(self._frames))
         return None
 
     def all(self) -> list[pb.Frame]:

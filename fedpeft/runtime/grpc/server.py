@@ -105,9 +105,7 @@ class GrpcTransport:
             options=endpoint.options(self._limits.keepalive_s),
             maximum_concurrent_rpcs=self._limits.sessions,
         )
-        handler = grpc.stream_stream_rpc_method_handler(
-            self._session, request_deserializer=pb.Frame.FromString, response_serializer=pb.Frame.SerializeToString
-        )
+        handler = grpc.stream_stream_rpc_method_handler(self._session, request_deserializer=pb.Frame.FromString)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(endpoint.SERVICE, {endpoint.METHOD: handler}),)
         )
@@ -254,7 +252,7 @@ class GrpcTransport:
         if self._stopping:
             raise StoppedError("the server was asked to stop; the run can be taken up")
 
-    def _session(self, frames: Iterator[pb.Frame], context: grpc.ServicerContext) -> Iterator[pb.Frame]:
+    def _session(self, frames: Iterator[pb.Frame], context: grpc.ServicerContext) -> Iterator[bytes]:
         """One site's stream: this generator sends, a thread of its own receives."""
         try:
             node, fingerprint = credentials.peer(context, self._keys)

@@ -157,11 +157,7 @@ class Site:
             kept=self._kept,
         )
         with grpc.secure_channel(d.server, trusted, options=options) as channel:
-            method = channel.stream_stream(
-                endpoint.PATH,
-                request_serializer=pb.Frame.SerializeToString,
-                response_deserializer=pb.Frame.FromString,
-            )
+            method = channel.stream_stream(endpoint.PATH, bytes, pb.Frame.FromString)
             link.push(pb.Frame(hello=self._hello))
             call = method(link.frames())
             with self._changed:
