@@ -46,7 +46,7 @@ class End:
             refused=self.errors.append,
             dropped=self.drops.append,
         )
-        self._frames = self.link.frames()
+        self._frames = map(pb.Frame.FromString, self.link.frames())
 
     def _received(self, message: Message) -> None:
         self.messages.append(bytes(message.data))
@@ -55,7 +55,7 @@ class End:
     def next(self) -> pb.Frame | None:
         """What the sending thread would send, without waiting for it."""
         if self.link._frames or self.link._may_send():
-            return pb.Frame.FromString(next(self._frames))
+            return next(self._frames)
         return None
 
     def all(self) -> list[pb.Frame]:

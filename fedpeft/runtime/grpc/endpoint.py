@@ -31,4 +31,6 @@ def options(keepalive_s: float) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", 0),
         ("grpc.enable_retries", 0),
         ("grpc.lookahead_bytes", 1 << 20),
+        # What a connection keeps allocated to read into: else as much as it ever read at once, over a megabyte.
+        ("grpc.experimental.tcp_max_read_buffer_size", 1 << 16),
     ]

@@ -14,7 +14,7 @@ from fedpeft.runtime.grpc.gate import Gate
 from fedpeft.runtime.grpc.spool import PIECE, Incoming, Spool
 from fedpeft.wire import fields
 
-WINDOW = 8 << 20  # bytes sent ahead of what the other end has kept
+WINDOW = 4 << 20  # bytes sent ahead of what the other end has kept, which it has to hold meanwhile
 SMALL = 1 << 16  # a message of so many bytes goes with its offer
 MOST_FRAMES = 256  # that wait to be sent, pieces apart: an end that keeps to the protocol leaves a dozen at most
 
@@ -127,6 +127,7 @@ class Link:
                 else:
                     frame = _piece(self._out)
             yield frame
+            del frame  # as large as a piece; it would stay here until there is another
 
     def handle(self, frame: pb.Frame) -> None:
         """Take in a frame; after the link was closed, ignore it.

@@ -77,6 +77,7 @@ class Session:
             self._greet(first)
             for frame in frames:
                 self._handle(frame)
+                del frame  # a megabyte, perhaps, that would stay here until the next one comes
         except (grpc.RpcError, StopIteration):
             pass
         except RefusedError as error:

@@ -176,6 +176,7 @@ class Site:
                             link.close()
                         case _:
                             link.handle(frame)
+                    del frame
             except grpc.RpcError as error:
                 if not self._stop.is_set():
                     hint = "" if greeted else " (or the coordinator's roster does not hold this site's certificate)"
