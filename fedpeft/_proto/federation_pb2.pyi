@@ -49,20 +49,22 @@ class Broadcast(_message.Message):
     def __init__(self, from_round: _Optional[int] = ..., to_round: _Optional[int] = ..., codec: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("local_steps", "batch_size", "learning_rate", "weight_decay", "clip_norm", "labels")
+    __slots__ = ("local_steps", "batch_size", "learning_rate", "weight_decay", "clip_norm", "labels", "start")
     LOCAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     local_steps: int
     batch_size: int
     learning_rate: float
     weight_decay: float
     clip_norm: float
     labels: str
-    def __init__(self, local_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., clip_norm: _Optional[float] = ..., labels: _Optional[str] = ...) -> None: ...
+    start: str
+    def __init__(self, local_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., clip_norm: _Optional[float] = ..., labels: _Optional[str] = ..., start: _Optional[str] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("run", "round", "update", "refusal", "failure")

@@ -21,6 +21,7 @@ from fedpeft.codecs.combine import chain, per_slot
 from fedpeft.codecs.cosine import DCT
 from fedpeft.codecs.feedback import ErrorFeedback
 from fedpeft.codecs.ferret import Ferret
+from fedpeft.codecs.fragments import Fragments
 from fedpeft.codecs.identity import Identity
 from fedpeft.codecs.logbyte import LogByte
 from fedpeft.codecs.lowrank import LowRank
@@ -37,6 +38,7 @@ NAMES: dict[str, Any] = {
     "DCT": DCT,
     "ErrorFeedback": ErrorFeedback,
     "Ferret": Ferret,
+    "Fragments": Fragments,
     "Identity": Identity,
     "LogByte": LogByte,
     "LowRank": LowRank,
@@ -61,6 +63,7 @@ __all__ = [
     "ErrorFeedback",
     "Ferret",
     "Field",
+    "Fragments",
     "Identity",
     "Layout",
     "LogByte",
@@ -89,7 +92,7 @@ def parse(text: str, *, imports: bool = False) -> Codec | ErrorFeedback:
     """The codec that an expression names.
 
     >>> parse("ErrorFeedback(Ternary(density=0.1))")
-    ErrorFeedback(codec=Ternary(density=0.1, scale='mean', threshold='slot'), decay=1.0)
+    ErrorFeedback(codec=Ternary(density=0.1, scale='mean', threshold='slot'), decay=1.0, clip=None)
 
     Args:
         text: an expression over the names of this package.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
+from fedpeft.errors import Defect, PayloadError
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
 
@@ -97,6 +98,34 @@ class Field:
 Layout: TypeAlias = Mapping[str, Field]
 
 
+def empty(field: Field) -> Part:
+    """A part of this kind with nothing in it."""
+    match field.kind:
+        case "plane":
+            return Plane(np.empty(0, np.uint8), 0)
+        case "symbols":
+            return Symbols(np.empty(0, np.uint8), field.levels)
+        case "numbers":
+            return Numbers(np.empty(0, np.dtype(field.dtype)))
+
+
+def fit(parts: Parts, layout: Layout) -> Parts:
+    """The parts that a codec inside another expects, from parts that the outer one's layout only bounds.
+
+    Raises:
+        PayloadError: one has another size, or one that the layout does not name is not empty.
+    """
+    for name, part in parts.items():
+        size = part.numel if isinstance(part, Plane) else int(part.values.size)
+        field = layout.get(name)
+        most = field.numel if field else 0
+        if size > most or (field and size < most and not field.ragged):
+            raise PayloadError(Defect.COUNT, f"part {name!r}: expected {most}, got {size}")
+        if field and field.permutation and np.any(np.sort(take(parts, name, Numbers).values) != np.arange(size)):
+            raise PayloadError(Defect.COUNT, f"part {name!r}: expected an order of {size} numbers")
+    return {name: parts[name] for name in layout}
+
+
 @dataclass(frozen=True)
 class Context:
     """Who encodes, and when: what a codec may draw randomness from.
@@ -149,6 +178,13 @@ class Codec(ABC):
         Raises:
             PayloadError: the parts contradict each other.
         """
+
+    def carried(self, space: Space, ctx: Context) -> Space:
+        """The slots that updates of this round can change; all, unless overridden.
+
+        The server's optimizer leaves the others as they are, and their momentum too.
+        """
+        return space
 
 
 class Transform(ABC):

@@ -27,6 +27,10 @@ class Chain(Codec):
         """The last codec's."""
         return self.codec.layout(space)
 
+    def carried(self, space: Space, ctx: Context) -> Space:
+        """The last codec's."""
+        return self.codec.carried(space, ctx)
+
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Transform, then encode."""
         for transform in self.transforms:
@@ -75,6 +79,11 @@ class PerSlot(Codec):
             for i, codec, group in self._groups(space)
             for name, field in codec.layout(group).items()
         }
+
+    def carried(self, space: Space, ctx: Context) -> Space:
+        """What the groups' codecs carry together."""
+        groups = (codec.carried(group, _apart(ctx, i)) for i, codec, group in self._groups(space))
+        return space.subspace(slot.name for group in groups for slot in group.slots)
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Encode each group of slots in its own space."""

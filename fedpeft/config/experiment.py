@@ -41,6 +41,7 @@ class TrainingSection(Section):
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, ge=0)
     labels: Literal["all", "own"] = "own"
+    start: Literal["global", "own"] = "global"
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
 
 
@@ -101,6 +102,9 @@ class Experiment(Section):
             raise ValueError(
                 "broadcast: takes a codec without ErrorFeedback; the server carries its losses over itself"
             )
+        feedback = isinstance(codecs.parse(self.codec, imports=True), codecs.ErrorFeedback)
+        if self.training.start == "own" and not feedback:
+            raise ValueError("training.start: own adds what ErrorFeedback(...) has kept, and the codec has none")
         return self
 
     def plan(self) -> Plan:
@@ -121,6 +125,7 @@ class Experiment(Section):
                 training.weight_decay,
                 training.clip_norm,
                 training.labels,
+                training.start,
             ),
             schedule=training.schedule,
             sites=self.sites,

@@ -166,8 +166,10 @@ class Client:
         ctx = Context(task.seed, task.round, task.client)
 
         began = time.perf_counter()
-        trained = next(iter(self._trainer.train([self._job(task, state.adapter)])))
-        delta = trained.vector - state.adapter
+        own = task.settings.start == "own"
+        start = state.adapter + state.residual if own else state.adapter
+        trained = next(iter(self._trainer.train([self._job(task, start)])))
+        delta = trained.vector - start
         if not torch.isfinite(delta).all():
             raise RunError(
                 f"training diverged in round {task.round}: the adapter is not finite; lower the learning rate"
@@ -240,8 +242,11 @@ class Client:
     def _job(self, task: pb.Task, start: Float[Tensor, " d"]) -> Job:
         s = task.settings
         labels: Any = s.labels
+        begin: Any = s.start
         try:
-            settings = Settings(s.local_steps, s.batch_size, s.learning_rate, s.weight_decay, s.clip_norm, labels)
+            settings = Settings(
+                s.local_steps, s.batch_size, s.learning_rate, s.weight_decay, s.clip_norm, labels, begin
+            )
         except ValueError as error:
             raise RefusedError(Reason.POLICY, f"settings: {error}") from None
         order = Stream(task.seed, Purpose.DATA, task.round, task.client)
@@ -251,7 +256,8 @@ class Client:
         self, delta: Float[Tensor, " d"], codec: Codec | ErrorFeedback, state: ClientState, ctx: Context
     ) -> tuple[bytes, Float[Tensor, " d"]]:
         if isinstance(codec, ErrorFeedback):
-            parts, residual = codec.encode(delta, state.residual, self._space, ctx)
+            missed = max(0, ctx.round - state.replied - 1) if state.replied else 0
+            parts, residual = codec.encode(delta, state.residual, self._space, ctx, missed)
             return broadcast.pack(parts, codec.codec, self._space, state.run, ctx), residual
         parts = codec.encode(delta, self._space, ctx)
         return broadcast.pack(parts, codec, self._space, state.run, ctx), torch.zeros_like(delta)

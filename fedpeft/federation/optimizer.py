@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedpeft import expressions
@@ -38,9 +38,27 @@ class ServerOptimizer:
             raise ConfigError(f"{self.expression!r} cannot step on the CPU: {error}") from None
 
     def step(
-        self, vector: Float[Tensor, " d"], delta: Float[Tensor, " d"], state: Mapping[str, Tensor]
+        self,
+        vector: Float[Tensor, " d"],
+        delta: Float[Tensor, " d"],
+        state: Mapping[str, Tensor],
+        within: Bool[Tensor, " d"] | None = None,
     ) -> tuple[Float[Tensor, " d"], dict[str, Tensor]]:
-        """The adapter after a step, and the optimizer's state after it; {} is the state before the first."""
+        """The adapter after a step, and the optimizer's state after it; {} is the state before the first.
+
+        Args:
+            vector: the adapter.
+            delta: minus the gradient.
+            state: of the optimizer.
+            within: coordinates that the step is about; the others keep value and state. None for all.
+        """
+        if within is not None and not within.all():
+            part = {name: tensor[within] if tensor.shape == vector.shape else tensor for name, tensor in state.items()}
+            moved, after = self.step(vector[within], delta[within], part)
+            for name, tensor in after.items():
+                if tensor.shape == moved.shape:
+                    after[name] = state.get(name, torch.zeros_like(vector)).masked_scatter(within, tensor)
+            return vector.masked_scatter(within, moved), after
         parameter = torch.nn.Parameter(vector.clone())
         optimizer = self._make(parameter)
         if state:

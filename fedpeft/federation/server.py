@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fedpeft.codecs import Context, ErrorFeedback
 from fedpeft.errors import JournalError, RunError, SpaceError
 from fedpeft.federation import broadcast
 from fedpeft.federation.events import Event, Happening, Watch, unwatched
@@ -117,7 +118,9 @@ class Server:
         current.collect()
         closed = time.perf_counter()
         accepted = current.accepted
-        vector, optimizer = self._plan.optimizer.step(self.state.vector, current.merged(), self.state.optimizer)
+        vector, optimizer = self._plan.optimizer.step(
+            self.state.vector, current.merged(), self.state.optimizer, self._carried(current.number)
+        )
         if not (vector.abs() <= broadcast.LARGEST).all():
             raise RunError(
                 f"round {current.number}: the adapter went beyond the range of fp16; lower the learning rates"
@@ -138,6 +141,17 @@ class Server:
         metrics = self._metrics(current.number, accepted, scores) | seconds
         self._commit(state, metrics)
         return metrics
+
+    def _carried(self, number: int) -> Bool[Tensor, " d"] | None:
+        """The coordinates that a round's updates can change; all where updates of several rounds meet in one."""
+        if self._plan.buffer:
+            return None
+        codec = self._plan.codec.codec if isinstance(self._plan.codec, ErrorFeedback) else self._plan.codec
+        carried = codec.carried(self._space, Context(self._plan.seed, number))
+        if carried == self._space:
+            return None
+        marks = {slot.name: torch.full(slot.shape, float(slot in carried.slots)) for slot in self._space.slots}
+        return self._space.flatten(marks) > 0
 
     def _commit(self, state: ServerState, metrics: Record) -> None:
         """Write the new state down, then forget what no resumption can need."""

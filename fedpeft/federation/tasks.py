@@ -114,6 +114,7 @@ class Tasks:
                 weight_decay=settings.weight_decay,
                 clip_norm=settings.clip_norm,
                 labels=settings.labels,
+                start=settings.start,
             ),
         )
 

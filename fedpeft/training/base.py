@@ -22,6 +22,8 @@ class Settings:
         clip_norm: bound on the gradient's norm; 0 for none.
         labels: "own": a classifier's softmax runs over the labels that the site's data has, so that a site does not
             push down classes it has never seen (over all where it has a single one); "all": over all.
+        start: "global": every round begins with the global adapter; "own": with what the site has not been able to send
+            (the residual of error feedback) added to it, as where each site trains on from its own parameters.
 
     Raises:
         ValueError: a number is out of range.
@@ -33,6 +35,7 @@ class Settings:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     labels: Literal["all", "own"] = "all"
+    start: Literal["global", "own"] = "global"
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -46,6 +49,8 @@ class Settings:
                 raise ValueError(f"{name} must lie in [{least}, {most:g}], got {getattr(self, name)}")
         if self.labels not in ("all", "own"):
             raise ValueError(f"labels must be 'all' or 'own', got {self.labels!r}")
+        if self.start not in ("global", "own"):
+            raise ValueError(f"start must be 'global' or 'own', got {self.start!r}")
 
 
 @dataclass(frozen=True, eq=False)

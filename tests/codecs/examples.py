@@ -20,6 +20,7 @@ from fedpeft.codecs import (
     ErrorFeedback,
     Ferret,
     Field,
+    Fragments,
     Identity,
     LogByte,
     LowRank,
@@ -126,6 +127,9 @@ CODECS = [
     per_slot({"lora_A": Uniform(bits=4), "*.lora_B": Ternary(density=0.5)}, default=Identity("bfloat16")),
     per_slot({"*.0.*": per_slot({"lora_A": Identity()}, default=Ternary(scale="norm"))}, default=Uniform(2, True)),
     chain(Clip(norm=4.0), per_slot({"head": Identity()}, default=chain(Clip(norm=1.0), Ternary(threshold="global")))),
+    Fragments(Identity(), count=2),
+    Fragments(chain(Clip(norm=4.0), Ternary()), count=3),
+    Fragments(Uniform(4, True), count=1),
     Ranking(),
     Lottery(),
     per_slot({"head": Lottery(0.5)}, default=Ranking()),
@@ -142,7 +146,7 @@ UNBIASED += [
     RandomMask(0.3, Uniform(4, True)),
 ]
 UNBIASED += [RandomMask(0.5, RandomMask(0.5, Identity()))]
-LINEAR += [Identity(), Lottery(), PublicSupport(0.3), PublicSupport(1.0), PublicSupport(0.4, rescale=True)]
+LINEAR += [Identity(), Lottery(), Fragments(Identity(), 2), PublicSupport(0.3), PublicSupport(1.0), PublicSupport(0.4, rescale=True)]
 FEEDBACKS = [ErrorFeedback(Ternary(density=0.1)), ErrorFeedback(Uniform(bits=2), decay=0.5)]
 
 

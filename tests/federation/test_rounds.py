@@ -10,7 +10,7 @@ import torch
 
 from fedpeft import codecs, strategies, wire
 from fedpeft._proto import federation_pb2 as pb
-from fedpeft.codecs import ErrorFeedback, Identity, Ternary, Uniform
+from fedpeft.codecs import Context, ErrorFeedback, Fragments, Identity, Ternary, Uniform
 from fedpeft.errors import JournalError, QuorumError, RunError, SiteError
 from fedpeft.federation import Client, ClientStore, Event, Journal, Plan, Server, ServerOptimizer, messages
 from fedpeft.runtime.memory import MemoryTransport
@@ -413,6 +413,48 @@ def test_a_server_optimizer_in_pure_steps_is_the_one_of_torch(expression: str) -
         theirs.grad = -delta
         optimizer.step()
         assert torch.equal(ours, theirs.detach())
+
+
+@pytest.mark.parametrize("expression", ["SGD(lr=0.7, momentum=0.9, nesterov=True)", "Adagrad(lr=0.1)"])
+def test_a_step_within_a_fragment_is_the_fragment_s_own(expression: str) -> None:
+    step, state, ours = ServerOptimizer(expression).step, {}, START.clone()
+    fragments = [torch.arange(SPACE.numel) % 3 == i for i in range(3)]
+    apart = [(START[within], {}) for within in fragments]
+    for k in range(7):
+        delta = torch.sin(START * (k + 1))
+        ours, state = step(ours, delta, state, fragments[k % 3])
+        vector, own = apart[k % 3]
+        apart[k % 3] = step(vector, delta[fragments[k % 3]], own)
+        for within, (vector, _) in zip(fragments, apart, strict=True):
+            assert torch.equal(ours[within], vector)
+
+
+def test_a_round_leaves_the_slots_alone_that_it_does_not_carry(tmp_path: Path) -> None:
+    fragments = Fragments(Identity(), count=3)
+    optimizer = ServerOptimizer("SGD(lr=0.7, momentum=0.9)")
+    with Journal(tmp_path / "journal") as journal:
+        transport = MemoryTransport(world.clients(tmp_path / "sites"))
+        server = world.server(Plan(rounds=6, codec=ErrorFeedback(fragments), optimizer=optimizer), transport, journal)
+        before = server.state.vector
+        for row in server.run():
+            carried = fragments.carried(SPACE, Context(round=row["round"]))
+            for slot in SPACE.slots:
+                same = torch.equal(SPACE.view(server.state.vector, slot.name), SPACE.view(before, slot.name))
+                assert same == (slot not in carried.slots)
+            before = server.state.vector
+
+
+def test_a_site_trains_on_from_its_own_parameters(tmp_path: Path) -> None:
+    clients = world.clients(tmp_path / "sites")
+    plan = replace(PLAN, rounds=3, settings=Settings(start="own"))
+    with Journal(tmp_path / "journal") as journal:
+        for row in world.server(plan, MemoryTransport(clients), journal).run():
+            for client in clients.values():
+                job, state = client._trainer.jobs[-1], client._store.load()
+                if row["round"] > 1:
+                    assert torch.equal(job.start, state.adapter + kept[id(client)])
+            kept = {id(client): client._store.load().residual for client in clients.values()}
+    assert all(residual.any() for residual in kept.values())
 
 
 def test_fedavg_is_sgd_with_learning_rate_one() -> None:

@@ -19,7 +19,7 @@ import torch
 
 from fedpeft._proto import federation_pb2 as fpb
 from fedpeft._proto import session_pb2 as pb
-from fedpeft.codecs import Context, ErrorFeedback, Identity, Ternary, Uniform
+from fedpeft.codecs import Context, ErrorFeedback, Fragments, Identity, Ternary, Uniform
 from fedpeft.errors import JournalError, QuorumError, RunError
 from fedpeft.federation import Handler, Journal, Plan, Server, ServerOptimizer, broadcast, messages
 from fedpeft.runtime.grpc.link import Link
@@ -27,6 +27,7 @@ from fedpeft.runtime.grpc.server import GrpcTransport, Limits
 from fedpeft.runtime.grpc.spool import PIECE
 from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.space import Space
+from fedpeft.training import Settings
 from tests.federation import world
 from tests.federation.world import SPACE, START, Tampering
 from tests.runtime.site_world import NAMES, BadLine, Raw, Running, Seen, listening, update, wait_until
@@ -219,6 +220,28 @@ def test_clocks_that_differ_by_an_hour_change_nothing(
     server = run.server(PLAN)
     assert [row["counted"] for row in server.run()] == [3, 3, 3]
     assert torch.equal(server.state.vector, in_memory(tmp_path / "memory", PLAN).state.vector)
+
+
+@pytest.mark.parametrize("buffer", [0, 3], ids=["rounds", "overlapped"])
+def test_fragments_in_turn_with_an_outer_momentum(
+    federation: Callable[..., Federation], tmp_path: Path, buffer: int
+) -> None:
+    plan = replace(
+        PLAN,
+        rounds=7,
+        codec=ErrorFeedback(Fragments(Uniform(bits=4), count=2)),
+        optimizer=ServerOptimizer("SGD(lr=0.7, momentum=0.9, nesterov=True)"),
+        settings=Settings(start="own"),
+        buffer=buffer,
+    )
+    run = federation()
+    for name in NAMES:
+        run.site(name)
+    run.until(*NAMES)
+    server = run.server(plan)
+    assert [row["counted"] for row in server.run()] == [3] * 7
+    if not buffer:
+        assert torch.equal(server.state.vector, in_memory(tmp_path / "memory", plan).state.vector)
 
 
 def test_who_opens_many_connections_is_one_site(federation: Callable[..., Federation]) -> None:
