@@ -16,9 +16,12 @@ from fedpeft.codecs.base import (
     Transform,
     take,
 )
+from fedpeft.codecs.block4 import Block4
+from fedpeft.codecs.budget import Budget
 from fedpeft.codecs.clip import Clip
 from fedpeft.codecs.combine import chain, per_slot
 from fedpeft.codecs.cosine import DCT
+from fedpeft.codecs.deadzone import DeadZone
 from fedpeft.codecs.feedback import ErrorFeedback
 from fedpeft.codecs.ferret import Ferret
 from fedpeft.codecs.fragments import Fragments
@@ -26,6 +29,7 @@ from fedpeft.codecs.identity import Identity
 from fedpeft.codecs.logbyte import LogByte
 from fedpeft.codecs.lowrank import LowRank
 from fedpeft.codecs.magnitude import MagnitudeMask
+from fedpeft.codecs.qsgd import QSGD
 from fedpeft.codecs.rotated import Rotated
 from fedpeft.codecs.srht import SRHT
 from fedpeft.codecs.support import PublicSupport, RandomMask
@@ -34,8 +38,11 @@ from fedpeft.codecs.topk import TopK
 from fedpeft.codecs.uniform import Uniform
 
 NAMES: dict[str, Any] = {
+    "Block4": Block4,
+    "Budget": Budget,
     "Clip": Clip,
     "DCT": DCT,
+    "DeadZone": DeadZone,
     "ErrorFeedback": ErrorFeedback,
     "Ferret": Ferret,
     "Fragments": Fragments,
@@ -44,6 +51,7 @@ NAMES: dict[str, Any] = {
     "LowRank": LowRank,
     "MagnitudeMask": MagnitudeMask,
     "PublicSupport": PublicSupport,
+    "QSGD": QSGD,
     "RandomMask": RandomMask,
     "Rotated": Rotated,
     "SRHT": SRHT,
@@ -56,10 +64,14 @@ NAMES: dict[str, Any] = {
 
 __all__ = [
     "DCT",
+    "QSGD",
     "SRHT",
+    "Block4",
+    "Budget",
     "Clip",
     "Codec",
     "Context",
+    "DeadZone",
     "ErrorFeedback",
     "Ferret",
     "Field",
@@ -92,7 +104,7 @@ def parse(text: str, *, imports: bool = False) -> Codec | ErrorFeedback:
     """The codec that an expression names.
 
     >>> parse("ErrorFeedback(Ternary(density=0.1))")
-    ErrorFeedback(codec=Ternary(density=0.1, scale='mean', threshold='slot'), decay=1.0, clip=None)
+    ErrorFeedback(codec=Ternary(density=0.1, scale='mean', threshold='slot', context=False), decay=1.0, clip=None)
 
     Args:
         text: an expression over the names of this package.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, take
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.random import Stream
 from fedpeft.space import Space
@@ -77,11 +77,8 @@ class Projection(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Multiply with every direction."""
-        x = np.ascontiguousarray(delta.detach().cpu().numpy(), dtype=np.float32)
-        if not kernels.all_finite(x):
-            raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
-        y = self._project(x, self._count(x.size), self._stream(ctx))
-        if not _moderate(y, x.size):
+        y = self._measure(delta, self._count(space.numel), self._stream(ctx))
+        if not _moderate(y, space.numel):
             raise ValueError(
                 f"products with directions are too large for float32; the delta's norm is {delta.norm():g}"
             )
@@ -107,6 +104,10 @@ class Projection(Codec):
         if not _moderate(y, space.numel):
             raise PayloadError(Defect.NON_FINITE, f"{y.size} products of {np.abs(y).max():g} may sum to infinity")
         return torch.from_numpy(self._combine(y.astype(np.float32), space.numel, self._stream(ctx)))
+
+    def _measure(self, delta: Float[Tensor, " d"], k: int, stream: Stream) -> NDArray[np.floating]:
+        """`_project` of a delta, wherever that lies."""
+        return self._project(finite(delta), k, stream)
 
     @abstractmethod
     def _project(self, x: NDArray[np.float32], k: int, stream: Stream) -> NDArray[np.floating]:

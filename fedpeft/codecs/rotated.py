@@ -1,6 +1,7 @@
 """Quantisation after a random rotation, which makes every delta look normal."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, take
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
 from fedpeft.errors import Defect, PayloadError
+from fedpeft.kernels import device
 from fedpeft.space import Space
 
 _SMALLEST = 64  # of a slot's last block, which is filled up with zeros
@@ -73,18 +75,45 @@ class Rotated(Codec):
         }
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
-        """Rotate, quantise, and scale block by block."""
-        x = delta.detach().cpu().float().numpy()
-        if not kernels.all_finite(np.ascontiguousarray(x)):
-            raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
+        """Rotate, quantise, and scale block by block; on a GPU where the delta lies there, to the same bits."""
         edges, places = self._blocks(space)
+        if device.holds(delta):
+            codes, scale = self._quantised_there(device.finite(delta), edges, places, ctx, space)
+        else:
+            codes, scale = self._quantised(finite(delta), edges, places, ctx, space)
+        return {"scale": Numbers(scale), "code": Symbols(codes, 1 << self.bits)}
+
+    def _quantised(
+        self, x: NDArray[np.float32], edges: NDArray[np.int64], places: list[int], ctx: Context, space: Space
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         z = np.zeros(int(edges[-1]), dtype=np.float32)
         shrink = float(np.abs(x).max(initial=0.0)) or 1.0  # so that sums of squares neither overflow nor vanish
         for (begin, end), place in zip(_ranges(space), places, strict=True):
             np.divide(x[begin:end], shrink, out=z[place : place + end - begin])
         kernels.flip_signs(z, self._signs(ctx, z.size))
         kernels.walsh_hadamard(z, edges)
-        codes, (square, inner, quantised) = kernels.quantise_normal(z, edges, np.array(_LEVELS[self.bits], np.float32))
+        codes, sums = kernels.quantise_normal(z, edges, np.array(_LEVELS[self.bits], np.float32))
+        return codes, self._scale(sums, np.diff(edges), shrink).astype(np.float32)
+
+    def _quantised_there(
+        self, x: Float[Tensor, " d"], edges: NDArray[np.int64], places: list[int], ctx: Context, space: Space
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        n = int(edges[-1])
+        z = torch.zeros(n, dtype=torch.float32, device=x.device)
+        shrink = (float(x.abs().max()) if x.numel() else 0.0) or 1.0
+        # A GPU multiplies by the reciprocal of a number of the host's, which rounds twice.
+        divisor = torch.tensor(shrink, dtype=torch.float32, device=x.device)
+        for (begin, end), place in zip(_ranges(space), places, strict=True):
+            torch.div(x[begin:end], divisor, out=z[place : place + end - begin])
+        z = device.flip_signs(z, device.stream_words(ctx.private, -(-n // 32), 0, x.device))
+        levels = np.array(_LEVELS[self.bits], np.float32)
+        scale_of = partial(self._scale, shrink=shrink)
+        codes, scale = device.quantise_normal(device.walsh_hadamard(z, edges), edges, levels, scale_of)
+        width = 1 << (self.bits - 1).bit_length()
+        return device.unpack_codes(device.to_host(device.pack_codes(codes, width)), width, n), scale
+
+    def _scale(self, sums: NDArray[np.float64], sizes: NDArray[np.int64], shrink: float) -> NDArray[np.float64]:
+        square, inner, quantised = sums
         with np.errstate(divide="ignore", invalid="ignore"):
             scale = {
                 "unbiased": square / inner,
@@ -92,8 +121,7 @@ class Rotated(Codec):
                 "norm": np.sqrt(square / quantised),
             }[self.scale]
         # The inverse transform multiplies by the block's size.
-        scale = np.where(inner > 0, shrink * scale / np.diff(edges), 0.0).astype(np.float32)
-        return {"scale": Numbers(scale), "code": Symbols(codes, 1 << self.bits)}
+        return np.where(inner > 0, shrink * scale / sizes, 0.0)
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """Look levels up, rotate back.

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.projection import Projection
+from fedpeft.kernels import device
 from fedpeft.random import Stream
 
 
@@ -46,6 +49,16 @@ class SRHT(Projection):
         super().__post_init__()
         if type(self.block) is not int or self.block < 1 or self.block & (self.block - 1):
             raise ValueError(f"block must be a power of two, got {self.block!r}")
+
+    def _measure(self, delta: Float[Tensor, " d"], k: int, stream: Stream) -> NDArray[np.floating]:
+        """The products; on a GPU where the delta lies there, to the same bits."""
+        if not device.holds(delta):
+            return super()._measure(delta, k, stream)
+        x = device.finite(delta)
+        edges, exponents = self._blocks(x.numel())
+        rows = device.stratified(device.stream_words(stream, 2 * k, 0, x.device), x.numel())
+        signs = device.stream_words(stream, -(-x.numel() // 32), 2 * k, x.device)
+        return device.to_host(device.sample_hadamard(x, edges, signs, rows, _power(-(exponents // 2))))
 
     def _project(self, x: NDArray[np.float32], k: int, stream: Stream) -> NDArray[np.floating]:
         edges, exponents = self._blocks(x.size)

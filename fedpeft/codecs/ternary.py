@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Plane, take
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Plane, finite, take
 from fedpeft.errors import Defect, PayloadError
+from fedpeft.kernels import device
 from fedpeft.space import Space
 
 
@@ -32,15 +33,31 @@ class Ternary(Codec):
 
     Coordinates that tie with the threshold are all kept; zeros never are.
 
+    With `context`, mask and signs are one arithmetic code (Witten, Neal and Cleary, 1987) whose chances both ends
+    learn on the way, with contexts mixed as in PAQ7 (Mahoney, 2005): how dense the column is, how dense the row so
+    far, and how well the row's earlier signs foretell the next one. What is decoded is the same.
+    Where the plain parts take H(k) + k bits for each coordinate of a slot at density k, as many as independent
+    coordinates need, at densities 0.01, 0.05, 0.1, 0.2 and 0.5 the code takes of that
+
+    * 0.77, 0.72, 0.70, 0.69, 0.68 on the weights of a LoRA of GPT-Neo-125M (r = 8, queries and values); at density
+      0.1, 0.55 on its B alone, which began at zero, and 0.86 on its A alone, which holds its random start too;
+    * 0.94, 0.89, 0.87, 0.86, 0.84 on the demo's first local training (r = 8, 8 steps);
+    * 1.015, 1.007, 1.004, 1.003, 1.001 on 300,000 independent normal numbers.
+
+    One core codes and decodes 30 to 45 million parameters a second at densities up to 0.2 and r = 8 (0.12 to 0.18 GB/s
+    of float32), 20 at density 1; the cost of a kept coordinate grows with r up to r = 64.
+
     Args:
         density: fraction kept of each slot (or of the whole), in (0, 1].
         scale: which s.
         threshold: "slot" or "global".
+        context: code coordinates by what is learned from those before them: fewer bytes, and slower.
     """
 
     density: float = 0.2
     scale: Literal["mean", "norm", "unbiased"] = "mean"
     threshold: Literal["slot", "global"] = "slot"
+    context: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -49,49 +66,99 @@ class Ternary(Codec):
             raise ValueError(f"scale must be 'mean', 'norm' or 'unbiased', got {self.scale!r}")
         if self.threshold not in ("slot", "global"):
             raise ValueError(f"threshold must be 'slot' or 'global', got {self.threshold!r}")
+        if not isinstance(self.context, bool):
+            raise ValueError(f"context must be True or False, got {self.context!r}")
 
     def _bounds(self, space: Space) -> NDArray[np.int64]:
         bounds = space.bounds if self.threshold == "slot" else (0, space.numel)
         return np.asarray(bounds, dtype=np.int64)
 
     def layout(self, space: Space) -> Layout:
-        """Scales, a mask over all coordinates, and one sign (1 is negative) for each kept one in order."""
+        """Scales, a mask over all coordinates, and one sign (1 is negative) for each kept one in order; or one code."""
+        scale = Field("numbers", len(self._bounds(space)) - 1)
+        if self.context:
+            most = kernels.context.most_bytes(space.numel)
+            return {"scale": scale, "stream": Field("numbers", most, ragged=True, dtype="uint8")}
         return {
-            "scale": Field("numbers", len(self._bounds(space)) - 1),
+            "scale": scale,
             "mask": Field("plane", space.numel),
             "sign": Field("plane", space.numel, ragged=True),
         }
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
-        """Select exactly (no sampling), pack, scale."""
-        x = np.ascontiguousarray(delta.detach().cpu().numpy(), dtype=np.float32)
-        if not kernels.all_finite(x):
-            raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
-        bounds = self._bounds(space)
-        thresholds = np.zeros(len(bounds) - 1, dtype=np.float32)
-        for j, (begin, end) in enumerate(pairwise(bounds)):
-            if end > begin:
-                thresholds[j] = kernels.magnitude_threshold(x[begin:end], max(1, round(self.density * (end - begin))))
-        mask, signs, kept, kept_l1, total_l2sq = kernels.pack_ternary(x, bounds, thresholds)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scales = {
-                "mean": kept_l1 / kept,
-                "norm": np.sqrt(total_l2sq / kept),
-                "unbiased": total_l2sq / kept_l1,
-            }[self.scale]
-        scales = np.where(kept > 0, scales, 0.0).astype(np.float32)
+        """Select exactly (no sampling), pack, scale; on a GPU where the delta lies there, to the same bits."""
+        mask, signs, kept, scales = self._planes(delta, self._bounds(space))
+        if self.context:
+            stream = kernels.context.encode(mask, signs, space.numel, grids(space), self.density)
+            return {"scale": Numbers(scales), "stream": Numbers(stream)}
         return {
             "scale": Numbers(scales),
             "mask": Plane(mask, space.numel),
             "sign": Plane(signs, int(kept.sum())),
         }
 
+    def _planes(
+        self, delta: Float[Tensor, " d"], bounds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
+        """Mask and signs, and how many coordinates each slot keeps and its scale."""
+        ks = np.array([max(1, round(self.density * n)) for n in np.diff(bounds).tolist()], np.int64)
+        if device.holds(delta):
+            packed = device.pack_ternary(device.finite(delta), bounds, ks, self._scales)
+            return device.to_host(packed[0]), device.to_host(packed[1]), *packed[2:]
+        x = finite(delta)
+        thresholds = np.zeros(ks.size, dtype=np.float32)
+        for j, (begin, end) in enumerate(pairwise(bounds)):
+            if end > begin:
+                thresholds[j] = kernels.magnitude_threshold(x[begin:end], int(ks[j]))
+        mask, signs, kept, *sums = kernels.pack_ternary(x, bounds, thresholds)
+        return mask, signs, kept, self._scales(kept, *sums).astype(np.float32)
+
+    def _scales(
+        self, kept: NDArray[np.int64], kept_l1: NDArray[np.float64], total_l2sq: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scales = {
+                "mean": kept_l1 / kept,
+                "norm": np.sqrt(total_l2sq / kept),
+                "unbiased": total_l2sq / kept_l1,
+            }[self.scale]
+        return np.where(kept > 0, scales, 0.0)
+
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
-        """+s, -s or 0 for each coordinate."""
-        scales, mask, sign = take(parts, "scale", Numbers), take(parts, "mask", Plane), take(parts, "sign", Plane)
-        kept = kernels.popcount(mask.bits)
-        if sign.numel != kept:
-            raise PayloadError(Defect.COUNT, f"the mask keeps {kept} coordinates, but {sign.numel} signs came")
+        """+s, -s or 0 for each coordinate.
+
+        Raises:
+            PayloadError: there are more or fewer signs than the mask keeps, or the stream is no code.
+        """
+        scales = take(parts, "scale", Numbers)
+        if self.context:
+            stream = take(parts, "stream", Numbers).values
+            mask, signs = kernels.context.decode(stream, space.numel, grids(space), self.density)
+        else:
+            mask, signs = _received(take(parts, "mask", Plane), take(parts, "sign", Plane))
         out = np.empty(space.numel, dtype=np.float32)
-        kernels.unpack_ternary(mask.bits, sign.bits, self._bounds(space), scales.values, out)
+        kernels.unpack_ternary(mask, signs, self._bounds(space), scales.values, out)
         return torch.from_numpy(out)
+
+
+def _received(mask: Plane, sign: Plane) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    kept = kernels.popcount(mask.bits)
+    if sign.numel != kept:
+        raise PayloadError(Defect.COUNT, f"the mask keeps {kept} coordinates, but {sign.numel} signs came")
+    return mask.bits, sign.bits
+
+
+def grids(space: Space) -> NDArray[np.int64]:
+    """Each slot as the matrix that `kernels.context` codes: rows along its longer axis, a family for each role.
+
+    Axes after the first are one, and a vector is a column.
+    """
+    families = {role: i for i, role in enumerate(sorted({slot.role for slot in space.slots}))}
+    found = []
+    for slot, begin in zip(space.slots, space.bounds, strict=False):
+        if slot.numel:
+            height = slot.shape[0] if len(slot.shape) > 1 else slot.numel
+            width = slot.numel // height
+            long = (height, width, width, 1) if height >= width else (width, height, 1, width)
+            found.append((begin, *long, families[slot.role]))
+    return np.array(found, np.int64).reshape(-1, kernels.context.GRID)

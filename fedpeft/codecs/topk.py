@@ -13,6 +13,7 @@ from torch import Tensor
 from fedpeft import kernels
 from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Plane, Symbols, finite, take
 from fedpeft.errors import Defect, PayloadError
+from fedpeft.kernels import device
 from fedpeft.space import Space
 
 _OCTAVE = 8  # scales to a factor of two, which puts a slot's scale within 4.4 % of its own
@@ -70,13 +71,12 @@ class TopK(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Select exactly, fit the table, round to it."""
-        x = finite(delta)
         edges, ks, firsts = _chunks(self, space)
-        mask, values, kept = kernels.keep_largest(x, edges, ks)
+        mask, values, kept = _kept(delta, edges, ks)
         counts, means = _by_slot(values, kept, firsts)
         scale = _on_grid(means)
         if np.any(faint := (scale == _DROPPED) & (counts > 0)):
-            mask, values, kept = kernels.keep_largest(x, edges, np.where(np.repeat(faint, np.diff(firsts)), 0, ks))
+            mask, values, kept = _kept(delta, edges, np.where(np.repeat(faint, np.diff(firsts)), 0, ks))
             counts, _ = _by_slot(values, kept, firsts)
         largest = means.max(initial=0.0) or 1.0
         codes, levels = kernels.quantise_kept(values, counts, _shares(scale) * largest, 1 << (self.bits - 1))
@@ -115,6 +115,16 @@ def _chunks(codec: TopK, space: Space) -> tuple[NDArray[np.int64], NDArray[np.in
     sizes = np.diff(edges)
     ks = np.maximum(1, np.round(codec.density * sizes)).astype(np.int64)
     return np.array(edges), ks, np.array(firsts)
+
+
+def _kept(
+    delta: Float[Tensor, " d"], edges: NDArray[np.int64], ks: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+    """What `kernels.keep_largest` gives; from a GPU only the mask's bits and the kept values come."""
+    if not device.holds(delta):
+        return kernels.keep_largest(finite(delta), edges, ks)
+    mask, values, kept = device.keep_largest(device.finite(delta), edges, ks)
+    return device.to_host(device.pack_bits(mask)), device.to_host(values), kept
 
 
 def _by_slot(

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, take
-from fedpeft.errors import Defect, PayloadError
+from fedpeft import kernels
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
+from fedpeft.codecs.scaled import scaled
 from fedpeft.space import Space
 
 
@@ -53,22 +53,11 @@ class Uniform(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Quantise slot by slot."""
-        x = delta.detach().cpu().float()
-        steps = torch.zeros(len(space.slots))
-        codes = torch.empty(space.numel, dtype=torch.uint8)
-        # In float64, which holds all 32 bits: in float32 a noise close to 1 would round up to it.
-        noise = torch.from_numpy(ctx.private.words(space.numel) * 2.0**-32) if self.stochastic else None
-        for j, (begin, end) in enumerate(zip(space.bounds, space.bounds[1:], strict=False)):
-            largest = float(x[begin:end].abs().max()) if end > begin else 0.0
-            step = torch.tensor(largest / self._half)
-            if step == 0:
-                codes[begin:end] = self._half
-                continue
-            steps[j] = step
-            scaled = x[begin:end] / step
-            scaled = scaled.round_() if noise is None else (scaled + noise[begin:end]).floor_()
-            codes[begin:end] = (scaled.clamp_(-self._half, self._half) + self._half).to(torch.uint8)
-        return {"step": Numbers(steps.numpy()), "code": Symbols(codes.numpy(), 2 * self._half + 1)}
+        x, edges = finite(delta), np.array(space.bounds)
+        steps = (kernels.block_largest(x, edges) / np.float64(self._half)).astype(np.float32)
+        words = ctx.private.words(space.numel) if self.stochastic else None
+        codes = kernels.round_blocks(x, edges, steps, self._half, words)
+        return {"step": Numbers(steps), "code": Symbols(codes, 2 * self._half + 1)}
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """Multiply codes by steps.
@@ -76,11 +65,6 @@ class Uniform(Codec):
         Raises:
             PayloadError: a step is beyond what a float32 delta can have.
         """
-        steps, codes = take(parts, "step", Numbers), take(parts, "code", Symbols)
-        largest = float(np.abs(steps.values).max(initial=0.0)) * self._half
-        if largest > float(np.finfo(np.float32).max):
-            raise PayloadError(Defect.NON_FINITE, f"{self._half} steps of the largest are not finite")
-        out = torch.from_numpy(codes.values.astype(np.float32)).sub_(self._half)
-        for step, begin, end in zip(steps.values.tolist(), space.bounds, space.bounds[1:], strict=False):
-            out[begin:end] *= step
-        return out
+        steps, codes = take(parts, "step", Numbers).values, take(parts, "code", Symbols).values
+        multiples = np.arange(-self._half, self._half + 1, dtype=np.float32)
+        return scaled(codes, np.array(space.bounds), multiples, steps)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fedpeft.codecs import Context, ErrorFeedback
+from fedpeft.codecs import Context
 from fedpeft.errors import JournalError, RunError, SpaceError
 from fedpeft.federation import broadcast
 from fedpeft.federation.events import Event, Happening, Watch, unwatched
@@ -146,8 +146,7 @@ class Server:
         """The coordinates that a round's updates can change; all where updates of several rounds meet in one."""
         if self._plan.buffer:
             return None
-        codec = self._plan.codec.codec if isinstance(self._plan.codec, ErrorFeedback) else self._plan.codec
-        carried = codec.carried(self._space, Context(self._plan.seed, number))
+        carried = self._plan.update_codec.carried(self._space, Context(self._plan.seed, number))
         if carried == self._space:
             return None
         marks = {slot.name: torch.full(slot.shape, float(slot in carried.slots)) for slot in self._space.slots}

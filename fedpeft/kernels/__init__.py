@@ -1,7 +1,10 @@
 """Pure arrays in, arrays out: compiled loops over coordinates, bits and bytes."""
 
-from fedpeft.kernels import planes, rans, rice, tables
+from fedpeft.kernels import context, planes, rans, rice, tables
+from fedpeft.kernels.blocks import block_edges, block_largest, block_squares, round_blocks
+from fedpeft.kernels.codebook import look_up, nearest_levels
 from fedpeft.kernels.cosine import cosine_blocks
+from fedpeft.kernels.deadzone import quantise_to_rate
 from fedpeft.kernels.drawing import put_strata, take_strata
 from fedpeft.kernels.hadamard import flip_signs, sample_hadamard, spread_hadamard, walsh_hadamard
 from fedpeft.kernels.kept import kept_by_slot, spread_kept
@@ -25,6 +28,10 @@ __all__ = [
     "add_signed",
     "add_ternary",
     "all_finite",
+    "block_edges",
+    "block_largest",
+    "block_squares",
+    "context",
     "cosine_blocks",
     "flip_signs",
     "is_warm",
@@ -32,7 +39,9 @@ __all__ = [
     "keep_largest",
     "kept_by_slot",
     "log_codes",
+    "look_up",
     "magnitude_threshold",
+    "nearest_levels",
     "pack_ternary",
     "philox_block",
     "philox_words",
@@ -41,8 +50,10 @@ __all__ = [
     "put_strata",
     "quantise_kept",
     "quantise_normal",
+    "quantise_to_rate",
     "rans",
     "rice",
+    "round_blocks",
     "sample_hadamard",
     "signed_sums",
     "spread_hadamard",

@@ -25,6 +25,12 @@ def kernel(function: F) -> F:
     return result
 
 
+def inlined(function: F) -> F:
+    """Inside a kernel: put the body of `function` where it is called; it is compiled with its caller, not by itself."""
+    result: F = njit(nogil=True, inline="always")(function)
+    return result
+
+
 def is_compiled(compiled: Any) -> bool:
     """Whether a kernel is loaded, or its machine code lies on disk and is newer than its source."""
     if compiled.signatures:

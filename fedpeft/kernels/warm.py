@@ -4,7 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.kernels import (
+    blocks,
+    codebook,
+    context,
     cosine,
+    deadzone,
     drawing,
     hadamard,
     jit,
@@ -45,6 +49,8 @@ def warm_up() -> None:
     parameter, gaps = rice.encode(mask, x.size)
     rice.size_bits(mask, parameter)
     rice.decode(gaps, parameter, x.size, planes.popcount(mask))
+    grid = np.array([[0, x.size, 1, 1, 1, 0]])
+    context.decode(context.encode(mask, signs, x.size, grid, 0.5), x.size, grid, 0.5)
     blocks, bits = np.array([0, 8]), np.zeros(1, np.uint32)
     hadamard.flip_signs(x[:8].copy(), bits)
     hadamard.walsh_hadamard(x[:8].copy(), blocks)
@@ -56,6 +62,7 @@ def warm_up() -> None:
     logarithm.log_codes(x[:8])
     philox.philox_words(0, 0, 0, 0, 0, 0, 4)
     _warm_up_sparse(x, bounds)
+    _warm_up_steps(x, bounds, ones)
 
 
 def _warm_up_sparse(x: NDArray[np.float32], bounds: NDArray[np.int64]) -> None:
@@ -68,3 +75,12 @@ def _warm_up_sparse(x: NDArray[np.float32], bounds: NDArray[np.int64]) -> None:
     ranks.keep_by_rank(x, 3, 0.5, 0.5, words, np.zeros(1, np.uint64), 0)
     for back in (False, True):
         cosine.cosine_blocks(x, place, place, 4, np.ones(4, np.float32), np.ones(16, np.float32), x, back=back)
+
+
+def _warm_up_steps(x: NDArray[np.float32], bounds: NDArray[np.int64], ones: NDArray[np.float32]) -> None:
+    blocks.block_largest(x, bounds)
+    units = np.sqrt(blocks.block_squares(x, bounds))
+    codebook.look_up(blocks.round_blocks(x, bounds, ones, 7), bounds, np.ones(15, np.float32), ones)
+    blocks.round_blocks(x, bounds, ones, 7, np.zeros(x.size, np.uint32))
+    codebook.nearest_levels(x, bounds, np.array([-1, 0, 1], np.float32), ones)
+    deadzone.quantise_to_rate(x, bounds, units, 1.0, 7)

@@ -13,10 +13,14 @@ import torch
 from fedpeft import wire
 from fedpeft.codecs import (
     DCT,
+    QSGD,
     SRHT,
+    Block4,
+    Budget,
     Clip,
     Codec,
     Context,
+    DeadZone,
     ErrorFeedback,
     Ferret,
     Field,
@@ -101,7 +105,11 @@ PLUGINS = {"Ranking": Ranking, "Lottery": Lottery}
 CODECS = [
     *map(Identity, ("float32", "float16", "bfloat16")),
     *(Ternary(*a) for a in product((0.01, 0.2, 1.0), ("mean", "norm", "unbiased"), ("slot", "global"))),
+    *(Ternary(*a, context=True) for a in product((0.01, 0.2, 1.0), ("mean", "unbiased"), ("slot", "global"))),
     *(Uniform(*a) for a in product((2, 3, 4, 5, 8), (False, True))),
+    *(DeadZone(*a) for a in product((0.1, 1.5, 2.0, 6.0), ("norm", "mean", "unbiased"), ("global", "slot"))),
+    *(Block4(*a) for a in product(("nf4", "e3m0"), (1, 5, 64))),
+    *(QSGD(*a) for a in ((16, 512), (1, 5), (127, 3), (4, 64))),
     *(Rotated(*a) for a in product((1, 2, 3, 4), ("unbiased", "mean", "norm"), (64, 1024))),
     *(SRHT(None, 0.5, *a, block=32) for a in product(("mean", "unbiased"), ("float32", "float16", "logbyte"))),
     SRHT(10, directions="run"),
@@ -127,6 +135,9 @@ CODECS = [
     per_slot({"lora_A": Uniform(bits=4), "*.lora_B": Ternary(density=0.5)}, default=Identity("bfloat16")),
     per_slot({"*.0.*": per_slot({"lora_A": Identity()}, default=Ternary(scale="norm"))}, default=Uniform(2, True)),
     chain(Clip(norm=4.0), per_slot({"head": Identity()}, default=chain(Clip(norm=1.0), Ternary(threshold="global")))),
+    *(Budget(n, *a) for n, a in product((330, 400, 1000), (("absolute", "mean"), ("relative", "norm")))),
+    Budget(20),
+    Budget(450, scale="unbiased"),
     Fragments(Identity(), count=2),
     Fragments(chain(Clip(norm=4.0), Ternary()), count=3),
     Fragments(Uniform(4, True), count=1),
@@ -138,7 +149,7 @@ CODECS = [
 MASKS = Lottery, RandomMask, PublicSupport, MagnitudeMask
 LINEAR = [c for c in CODECS if isinstance(c, SRHT | Ferret) and c.dtype == "float32"]
 UNBIASED = [c for c in LINEAR if c.scale == "unbiased" and c.directions == "round"]
-UNBIASED += [c for c in CODECS if isinstance(c, MagnitudeMask) or (isinstance(c, Uniform) and c.stochastic)]
+UNBIASED += [c for c in CODECS if isinstance(c, MagnitudeMask | QSGD) or (isinstance(c, Uniform) and c.stochastic)]
 UNBIASED += [
     Lottery(),
     PublicSupport(0.4, rescale=True),
@@ -146,7 +157,14 @@ UNBIASED += [
     RandomMask(0.3, Uniform(4, True)),
 ]
 UNBIASED += [RandomMask(0.5, RandomMask(0.5, Identity()))]
-LINEAR += [Identity(), Lottery(), Fragments(Identity(), 2), PublicSupport(0.3), PublicSupport(1.0), PublicSupport(0.4, rescale=True)]
+LINEAR += [
+    Identity(),
+    Lottery(),
+    Fragments(Identity(), 2),
+    PublicSupport(0.3),
+    PublicSupport(1.0),
+    PublicSupport(0.4, rescale=True),
+]
 FEEDBACKS = [ErrorFeedback(Ternary(density=0.1)), ErrorFeedback(Uniform(bits=2), decay=0.5)]
 
 

@@ -1,4 +1,4 @@
-"""How much memory the sparse codecs take beside the delta."""
+"""How much memory the sparse codecs and the quantisers take beside the delta."""
 
 import tracemalloc
 
@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.codecs import DCT, Context, Identity, MagnitudeMask, PublicSupport, RandomMask, TopK, chain
+from fedpeft.codecs import (
+    DCT,
+    QSGD,
+    Block4,
+    Context,
+    DeadZone,
+    Identity,
+    MagnitudeMask,
+    PublicSupport,
+    RandomMask,
+    TopK,
+    Uniform,
+    chain,
+)
 from fedpeft.space import Slot, Space
 
 SLOTS = tuple(Slot(f"{i}.{ab}", (16, 4096) if ab == "A" else (4096, 16), f"lora_{ab}") for i in range(8) for ab in "AB")
@@ -34,6 +47,10 @@ def peak(call):
         PublicSupport(0.5),
         MagnitudeMask(0.5, 0.5),
         chain(DCT(), TopK(0.03)),
+        Uniform(4, stochastic=True),
+        DeadZone(step="slot"),
+        Block4(),
+        QSGD(),
     ],
     ids=repr,
 )

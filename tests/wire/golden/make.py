@@ -12,8 +12,11 @@ import torch
 from fedpeft import wire
 from fedpeft.codecs import (
     DCT,
+    QSGD,
     SRHT,
+    Block4,
     Context,
+    DeadZone,
     Ferret,
     Identity,
     LogByte,
@@ -23,8 +26,11 @@ from fedpeft.codecs import (
     Plane,
     PublicSupport,
     RandomMask,
+    Rotated,
     Symbols,
+    Ternary,
     TopK,
+    Uniform,
     chain,
 )
 from fedpeft.random import Purpose, Stream
@@ -101,11 +107,20 @@ PARTS = {
     "ferret": _encoded(Ferret(50, block=400, dtype="logbyte")),
     "logbyte": _encoded(LogByte()),
     "lowrank": _factors(2),
+    "ternarycontext": _coded(Ternary(density=0.2, context=True)),
     "topk": _coded(TopK(density=0.05, chunk=256)),
     "demo": _coded(chain(DCT(), TopK(density=1 / 16, bits=3))),
     "dare": _coded(RandomMask(density=0.1, codec=Identity())),
     "della": _coded(MagnitudeMask(density=0.1, eps=0.1)),
     "publicsupport": _coded(PublicSupport(density=0.1)),
+    "rotated": _coded(Rotated(bits=2, block=256)),
+    "uniform": _coded(Uniform(bits=4)),
+    "uniformrandom": _coded(Uniform(bits=3, stochastic=True)),
+    "deadzone": _coded(DeadZone(bits=2.0)),
+    "deadzoneslots": _coded(DeadZone(bits=1.0, scale="unbiased", step="slot")),
+    "nf4": _coded(Block4("nf4")),
+    "e3m0": _coded(Block4("e3m0", block=50)),
+    "qsgd": _coded(QSGD(levels=16, bucket=100)),
 }
 
 
