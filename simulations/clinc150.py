@@ -9,9 +9,9 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -29,17 +29,37 @@ COLUMNS = ("partition", "codec", "strategy", "seed", "rounds", "accuracy", "cent
 
 @dataclass(frozen=True)
 class Clinc150(Source):
-    """CLINC150's in-scope utterances: `per_intent` of 100 for training, all 4,500 of its test set."""
+    """CLINC150's in-scope utterances: `per_intent` of 100 for training, all 4,500 of its test set.
+
+    Args:
+        per_intent: utterances for training.
+        classes: "intents", 150 of them, or "domains", 10 of 15 intents each.
+    """
 
     per_intent: int = 50
+    classes: Literal["intents", "domains"] = "intents"
 
     def load(self, seed: int) -> Corpus:
-        """Read `clinc150/data_full.json` in FEDPEFT_DATA; the stream draws which utterances are used."""
-        path = Path(os.environ.get("FEDPEFT_DATA", "")) / "clinc150" / "data_full.json"
+        """Read `clinc150/` in FEDPEFT_DATA; the stream draws which utterances are used."""
+        folder = Path(os.environ.get("FEDPEFT_DATA", "")) / "clinc150"
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads((folder / "data_full.json").read_text())
+            domains = json.loads((folder / "domains.json").read_text())
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}; set FEDPEFT_DATA to the folder that holds clinc150/") from None
+            raise DataError(f"{folder}: {error.strerror}; FEDPEFT_DATA must hold clinc150/") from None
+        corpus = self._corpus(raw, seed)
+        if self.classes == "intents":
+            return corpus
+        names = sorted(domains)
+        of = {intent: names.index(name) for name, intents in domains.items() for intent in intents}
+        label = [of[intent] for intent in corpus.labels]  # of each intent's index
+        train, test = (
+            tuple(replace(example, label=label[example.label or 0]) for example in examples)
+            for examples in (corpus.train, corpus.test)
+        )
+        return Corpus(corpus.name, train, test, tuple(names))
+
+    def _corpus(self, raw: dict[str, Any], seed: int) -> Corpus:
         labels = tuple(sorted({label for _, label in raw["train"]}))
         index = {label: i for i, label in enumerate(labels)}
         by_label: dict[str, list[str]] = {label: [] for label in labels}

@@ -186,6 +186,10 @@ class Codec(ABC):
         """
         return space
 
+    def chosen(self, parts: Parts, space: Space) -> Mapping[str, str]:
+        """What a codec that chooses has chosen for each slot, by name; empty for one that does not."""
+        return {}
+
 
 class Transform(ABC):
     """A step before a codec, from vectors to vectors of the same size; `chain` puts it there."""

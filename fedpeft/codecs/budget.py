@@ -1,7 +1,7 @@
 """As little error as so many bytes allow: each slot gets the rate that pays most."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -117,7 +117,7 @@ class Budget(Codec):
         out[above] *= codes.astype(np.float32) + 1
         return torch.from_numpy(out)
 
-    def chosen(self, parts: Parts, space: Space) -> dict[str, str]:
+    def chosen(self, parts: Parts, space: Space) -> Mapping[str, str]:
         """What each slot was given: "nothing", "ternary" or "levels"."""
         kinds = take(parts, "kind", Symbols).values
         return {slot.name: _KINDS[kind] for slot, kind in zip(space.slots, kinds, strict=True)}

@@ -31,6 +31,10 @@ class Chain(Codec):
         """The last codec's."""
         return self.codec.carried(space, ctx)
 
+    def chosen(self, parts: Parts, space: Space) -> Mapping[str, str]:
+        """What the last codec has chosen."""
+        return self.codec.chosen(parts, space)
+
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Transform, then encode."""
         for transform in self.transforms:

@@ -36,8 +36,26 @@ def unpack(payload: bytes | memoryview, codec: Codec, space: Space, run: bytes, 
     Raises:
         PayloadError: the bytes are not the payload that this receiver expects.
     """
+    return decoded(parts(payload, codec, space, run, ctx), codec, space, ctx)
+
+
+def parts(payload: bytes | memoryview, codec: Codec, space: Space, run: bytes, ctx: Context) -> Parts:
+    """The parts of a payload that came from outside.
+
+    Raises:
+        PayloadError: the bytes are not the payload that this receiver expects.
+    """
     expected = wire.Header(space.fingerprint, run, ctx.round, ctx.client, repr(codec), space.numel)
-    vector = codec.decode(wire.unpack(payload, expected, codec.layout(space)), space, ctx)
+    return wire.unpack(payload, expected, codec.layout(space))
+
+
+def decoded(came: Parts, codec: Codec, space: Space, ctx: Context) -> Float[Tensor, " d"]:
+    """The vector of parts that came from outside.
+
+    Raises:
+        PayloadError: they contradict each other, or stand for what is not finite.
+    """
+    vector = codec.decode(came, space, ctx)
     if not kernels.all_finite(vector.numpy()):
         raise PayloadError(Defect.NON_FINITE, f"{codec!r} decoded to infinity or NaN")
     return vector

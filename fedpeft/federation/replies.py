@@ -1,5 +1,6 @@
 """What comes back from nodes: everything is checked to the last bit before it counts."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,14 +25,16 @@ class Checked:
         payload: a view of the reply.
         weight: of the client.
         metrics: as the client says; neither known nor finite for sure.
+        chosen: what its codec chose, where it chooses: how many slots of which role were given what.
     """
 
     payload: memoryview
     weight: float
     metrics: Mapping[str, float]
+    chosen: str = ""
 
 
-_LONGEST_TRACE = 8000
+_LONGEST_TRACE, _LONGEST_CHOSEN = 8000, 1000
 
 
 class FailedError(RefusedError):
@@ -76,8 +79,8 @@ class Replies:
             raise RefusedError(Reason.OTHER_ROUND, f"expected round {number}, got {reply.round}")
         match reply.WhichOneof("result"):
             case "update":
-                self._check_update(arrival.node, reply.update, payload, number)
-                return Checked(payload, reply.update.weight, reply.update.metrics)
+                chosen = self._check_update(arrival.node, reply.update, payload, number)
+                return Checked(payload, reply.update.weight, reply.update.metrics, chosen)
             case "refusal":
                 reasons = [reason for reason in Reason if reason.value == reply.refusal.reason]
                 raise RefusedError(reasons[0] if reasons else Reason.POLICY, reply.refusal.detail[:2000])
@@ -91,19 +94,27 @@ class Replies:
         Raises:
             PayloadError: the bytes are not such an update.
         """
-        ctx = Context(self._plan.seed, number, self._clients[node])
-        return broadcast.unpack(payload, self._plan.update_codec, self._space, self._run, ctx)
+        return broadcast.unpack(payload, self._plan.update_codec, self._space, self._run, self._context(node, number))
 
-    def _check_update(self, node: NodeId, update: pb.Update, payload: memoryview, number: int) -> None:
+    def _context(self, node: NodeId, number: int) -> Context:
+        return Context(self._plan.seed, number, self._clients[node])
+
+    def _check_update(self, node: NodeId, update: pb.Update, payload: memoryview, number: int) -> str:
         heaviest, longest = self._plan.largest_weight, self._plan.largest_norm
+        codec, ctx = self._plan.update_codec, self._context(node, number)
         try:
             if not 0 < update.weight <= heaviest:
                 raise PayloadError(Defect.WEIGHT, f"expected a weight in (0, {heaviest:g}], got {update.weight}")
-            norm = float(torch.linalg.vector_norm(self.decode(node, payload, number), dtype=torch.float64))
+            parts = broadcast.parts(payload, codec, self._space, self._run, ctx)
+            delta = broadcast.decoded(parts, codec, self._space, ctx)
+            norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
             if not norm <= longest:
                 raise PayloadError(Defect.NORM, f"expected an L2 norm of at most {longest:g}, got {norm:g}")
         except PayloadError as error:
             raise RefusedError(Reason.BAD_PAYLOAD, str(error)) from None
+        chosen = codec.chosen(parts, self._space)
+        counts = Counter(f"{slot.role} {chosen[slot.name]}" for slot in self._space.slots if slot.name in chosen)
+        return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))[:_LONGEST_CHOSEN]
 
 
 def largest_reply(plan: Plan, space: Space) -> int:

@@ -206,7 +206,8 @@ class Round:
         payload = self._journal.put(update.payload)
         reply = hashlib.sha256(arrival.data).hexdigest()
         self._journal.append("ACCEPT", payload=payload, reply=reply, weight=update.weight, metrics=metrics, **facts)
-        self._tell(Happening.COUNTED, arrival.node, up_bytes=len(arrival.data), weight=update.weight, **metrics)
+        more = {"chosen": update.chosen} if update.chosen else {}
+        self._tell(Happening.COUNTED, arrival.node, up_bytes=len(arrival.data), weight=update.weight, **metrics, **more)
         return None
 
     def _check(self, arrival: Arrival, base: int) -> Checked:

@@ -26,7 +26,7 @@ _FACTS: Mapping[Happening, tuple[str, ...]] = {
     Happening.WAITING: ("connected", "needed"),
     Happening.OPENED: ("cohort",),
     Happening.ASKED: ("down_bytes",),
-    Happening.COUNTED: ("up_bytes", "weight", "loss", "train_s", "encode_s"),
+    Happening.COUNTED: ("up_bytes", "weight", "loss", "train_s", "encode_s", "chosen"),
     Happening.REFUSED: ("up_bytes", "why"),
     Happening.ALARM: ("why",),
     Happening.FAILED: ("why",),

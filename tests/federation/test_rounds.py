@@ -10,7 +10,7 @@ import torch
 
 from fedpeft import codecs, strategies, wire
 from fedpeft._proto import federation_pb2 as pb
-from fedpeft.codecs import Context, ErrorFeedback, Fragments, Identity, Ternary, Uniform
+from fedpeft.codecs import Budget, Context, ErrorFeedback, Fragments, Identity, Ternary, Uniform
 from fedpeft.errors import JournalError, QuorumError, RunError, SiteError
 from fedpeft.federation import Client, ClientStore, Event, Journal, Plan, Server, ServerOptimizer, messages
 from fedpeft.runtime.memory import MemoryTransport
@@ -442,6 +442,20 @@ def test_a_round_leaves_the_slots_alone_that_it_does_not_carry(tmp_path: Path) -
                 same = torch.equal(SPACE.view(server.state.vector, slot.name), SPACE.view(before, slot.name))
                 assert same == (slot not in carried.slots)
             before = server.state.vector
+
+
+def test_what_a_codec_chose_is_told(tmp_path: Path) -> None:
+    told: list[Event] = []
+    plan = replace(PLAN, rounds=1, codec=ErrorFeedback(Budget(600)))
+    with Journal(tmp_path / "journal") as journal:
+        transport = MemoryTransport(world.clients(tmp_path / "sites"))
+        list(Server(plan, SPACE, START, transport, journal, watch=told.append).run())
+    chosen = [event.facts["chosen"] for event in told if event.kind == "counted"]
+    assert len(chosen) == 3
+    for words in chosen:
+        counts = [part.split() for part in words.split(", ")]
+        assert sum(int(count) for count, _, _ in counts) == len(SPACE.slots)
+        assert {what for _, _, what in counts} <= {"nothing", "ternary", "levels"}
 
 
 def test_a_site_trains_on_from_its_own_parameters(tmp_path: Path) -> None:
