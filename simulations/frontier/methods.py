@@ -1,0 +1,59 @@
+"""The methods on the frontier: a codec for the sites' updates, one for the broadcast, and the server's step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row.
+
+    Args:
+        family: of methods that differ in one number.
+        setting: that number, "" where there is one method of the family.
+        codec: expression of what encodes updates.
+        broadcast: expression of what encodes the global adapter's steps.
+        server_optimizer: expression; "": the task's.
+        rank: of the LoRA; fp32 is of rank 8, and all bytes are compared with its.
+        start: where a round begins, as in `fedpeft.training.Settings`.
+    """
+
+    family: str
+    setting: str
+    codec: str
+    broadcast: str = "Uniform(bits=4)"
+    server_optimizer: str = ""
+    rank: int = 8
+    start: str = "global"
+
+    @property
+    def name(self) -> str:
+        """By which `--methods` finds it."""
+        return f"{self.family}-{self.setting}" if self.setting else self.family
+
+
+def _family(family: str, codec: str, *settings: str, **more: Any) -> tuple[Method, ...]:
+    """A method for each setting, which stands for `#` in the codec."""
+    return tuple(Method(family, setting, codec.replace("#", setting), **more) for setting in settings)
+
+
+FP32 = Method("fp32", "", "Identity()", "Identity()")
+METHODS = (
+    FP32,
+    Method("nf4", "", "Block4(levels='nf4')"),
+    *_family("ternary", "ErrorFeedback(Ternary(density=#, scale='norm', context=True))", "0.2", start="own"),
+    *_family("budget", "ErrorFeedback(Budget(#))", "5800", "2900", start="own"),
+    *_family("budget-rank2", "ErrorFeedback(Budget(#))", "900", rank=2, start="own"),
+    *_family("rotated", "Rotated(bits=#)", "1"),
+    *_family("sparseloco", "ErrorFeedback(TopK(density=#), decay=0.95)", "0.03"),
+    # One seed says enough of these.
+    Method("fp16", "", "Identity('float16')", "Identity('float16')"),
+    *_family("deadzone", "ErrorFeedback(DeadZone(bits=#))", "1.0", start="own"),
+    *_family("budget", "ErrorFeedback(Budget(#))", "1450", start="own"),
+    *_family("ternary-mean", "ErrorFeedback(Ternary(density=#, context=True))", "0.05", start="own"),
+    *_family("lowrank", "ErrorFeedback(LowRank(rank=#))", "1", start="own"),
+    *_family("srht", "ErrorFeedback(SRHT(coordinates=#, dtype='logbyte'))", "600", start="own"),
+    *_family("ferret", "Ferret(coordinates=#, dtype='float16')", "300"),
+    *_family("fedkseed", "Ferret(coordinates=#, dtype='float16', directions='run')", "300"),
+    *_family("fragments", "ErrorFeedback(Fragments(Budget(#), count=4))", "1450", start="own"),
+)

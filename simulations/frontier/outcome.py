@@ -1,0 +1,102 @@
+"""One finished run, as the row that says all of it."""
+
+import hashlib
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft import __version__
+from fedpeft.config import Experiment
+from fedpeft.errors import RunError
+from fedpeft.preparation import prepare
+from fedpeft.random import Purpose, Stream
+from fedpeft.simulation import Simulation
+from fedpeft.training import Job, Settings
+from simulations.frontier.methods import FP32, Method
+from simulations.frontier.tasks import TASKS
+
+CENTRAL = "central"
+_RATES = ((1, 3, 3e-3), (2, 1, 6e-4))  # part of the streams, quarters of the steps, learning rate
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process does at a time: the federated run of a method, or the centralised one where there is none."""
+
+    task: str
+    method: Method | None
+    seed: int
+    quick: bool
+
+    @property
+    def name(self) -> str:
+        """For who waits."""
+        return f"{self.task}, {self.method.name if self.method else CENTRAL}, seed {self.seed}"
+
+    def experiment(self) -> Experiment:
+        """What is run."""
+        return TASKS[self.task].experiment(self.method or FP32, self.seed, self.quick)
+
+    def key(self) -> str:
+        """Hexadecimal hash of what decides the outcome, wherever the data lies."""
+        raw = self.experiment().model_dump(exclude_defaults=True)
+        raw["model"] |= {"name": Path(raw["model"]["name"]).name, "threads": 0}
+        epochs = 0 if self.method else TASKS[self.task].central_epochs
+        return hashlib.sha256(json.dumps([raw, epochs], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def outcome(work: Work) -> dict[str, Any]:
+    """Run it; the row, whose measures are absent where training diverged."""
+    experiment, began = work.experiment(), time.perf_counter()
+    row: dict[str, Any] = {
+        "key": work.key(),
+        "task": work.task,
+        "partition": experiment.data.partition,
+        "method": work.method.name if work.method else CENTRAL,
+        "family": work.method.family if work.method else CENTRAL,
+        "seed": work.seed,
+        "version": __version__,
+        "quick": work.quick,
+    }
+    row |= _federated(experiment) if work.method else _central(experiment, work)
+    return {**row, "wall_s": round(time.perf_counter() - began, 1)}
+
+
+def _federated(experiment: Experiment) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "codec": experiment.codec,
+        "broadcast": experiment.broadcast,
+        "strategy": experiment.strategy,
+        "server_optimizer": experiment.server_optimizer,
+    }
+    with tempfile.TemporaryDirectory() as folder, Simulation(experiment, Path(folder)) as simulation:
+        try:
+            for _ in simulation.run():
+                pass
+            row |= simulation.measure()
+        except RunError as error:
+            row["failure"] = str(error)
+        rounds, numel = simulation.server.history(), simulation.space.numel
+    total = {key: sum(r[key] for r in rounds) for key in rounds[0] if "_bytes" in key} if rounds else {}
+    for way in ("up", "down"):
+        row[f"{way}_bytes_per_site"] = total.get(f"{way}_bytes", 0) / experiment.sites
+        row[f"{way}_ratio_to_fp32"] = total[f"{way}_bytes"] / total[f"{way}_bytes_fp32"] if total else None
+    row["bytes_per_site"] = row["up_bytes_per_site"] + row["down_bytes_per_site"]
+    return {**row, "rounds": len(rounds), "numel": numel}
+
+
+def _central(experiment: Experiment, work: Work) -> dict[str, Any]:
+    """The same adapter trained on all sites' data in one place, by AdamW at batch 32 and then slower."""
+    data = experiment.data
+    prepared = prepare(experiment.model, experiment.peft, data.source, data.labels, experiment.seed)
+    trainer = prepared.trainer
+    train, vector = trainer.encode(prepared.train), trainer.adapted.read()
+    steps = 8 if work.quick else TASKS[work.task].central_epochs * len(train) // 32
+    for part, quarters, rate in _RATES:
+        streams = (Stream(experiment.seed, purpose, part) for purpose in (Purpose.DATA, Purpose.DROPOUT))
+        job = Job(vector, train, Settings(max(1, steps * quarters // 4), 32, rate), *streams)
+        vector = next(iter(trainer.train([job]))).vector
+    return dict(trainer.evaluate(vector, trainer.encode(prepared.test)))
