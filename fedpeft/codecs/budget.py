@@ -1,7 +1,7 @@
 """As little error as so many bytes allow: each slot gets the rate that pays most."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -76,16 +76,14 @@ class Budget(Codec):
         """Offer, allocate, encode; and again, with what the context code has saved or missed."""
         x = finite(delta)
         largest = float(np.abs(x).max(initial=0.0)) or 1.0
-        shrunk = x / np.float32(largest)  # so that squares neither overflow nor vanish
-        slots = [shrunk[begin:end] for begin, end in pairwise(space.bounds)]
-        found = [offers(slot) for slot in slots]
+        found = [offers(slot) for slot in _slots(x, largest, space)]
         weights = [1 / f[0].error if self.error == "relative" and f[0].error else 1.0 for f in found]
-        most = self.bytes_per_round - _FRAMING - len(repr(self)) - 5 * len(slots) // 4
-        best, bits, share = self._parts(slots, [f[0] for f in found], largest, space), 8.0 * most, 0.85
+        most = self.bytes_per_round - _FRAMING - len(repr(self)) - 5 * len(found) // 4
+        best, bits, share = self._parts(x, [f[0] for f in found], largest, space), 8.0 * most, 0.85
         for _ in range(_TRIES if most > 0 else 0):
             hulls = [hull(f, share) for f in found]
             chosen = allocate(hulls, weights, bits, share)
-            parts = self._parts(slots, chosen, largest, space)
+            parts = self._parts(x, chosen, largest, space)
             size = _size(parts)
             if _size(best) < size <= most:
                 best = parts
@@ -111,10 +109,16 @@ class Budget(Codec):
         mask, signs = context.decode(stream, space.numel, _grids(space, kinds), _DENSITY)
         out = np.empty(space.numel, np.float32)
         kernels.unpack_ternary(mask, signs, np.array(space.bounds), scales, out)
-        above = np.flatnonzero(_of_levels(space, kinds) & np.unpackbits(mask, count=space.numel, bitorder="little"))
-        if above.size != codes.size:
-            raise PayloadError(Defect.COUNT, f"expected {above.size} levels, got {codes.size}")
-        out[above] *= codes.astype(np.float32) + 1
+        place = 0
+        for kind, (begin, end) in zip(kinds, pairwise(space.bounds), strict=True):
+            if kind == _KINDS.index("levels"):
+                kept = np.unpackbits(mask[begin // 8 : -(-end // 8)], bitorder="little")[begin % 8 :][: end - begin]
+                level = codes[place : (place := place + int(kept.sum()))]
+                if place > codes.size:
+                    break
+                out[begin:end][kept != 0] *= level.astype(np.float32) + 1
+        if place != codes.size:
+            raise PayloadError(Defect.COUNT, f"expected {place} levels or more, got {codes.size}")
         return torch.from_numpy(out)
 
     def chosen(self, parts: Parts, space: Space) -> Mapping[str, str]:
@@ -122,20 +126,21 @@ class Budget(Codec):
         kinds = take(parts, "kind", Symbols).values
         return {slot.name: _KINDS[kind] for slot, kind in zip(space.slots, kinds, strict=True)}
 
-    def _parts(
-        self, slots: Sequence[NDArray[np.float32]], chosen: Sequence[Offer], largest: float, space: Space
-    ) -> Parts:
-        kinds = np.array([_kind(offer) for offer in chosen], np.uint8)
-        given = [levels(slot, offer) for slot, offer in zip(slots, chosen, strict=True)]
-        wanted = np.array([self._scale(slot, level) for slot, level in zip(slots, given, strict=True)])
+    def _parts(self, x: NDArray[np.float32], chosen: Sequence[Offer], largest: float, space: Space) -> Parts:
+        kinds, level = np.array([_kind(offer) for offer in chosen], np.uint8), np.empty(x.size, np.int8)
+        given = [level[begin:end] for begin, end in pairwise(space.bounds)]
+        wanted = np.zeros(kinds.size)
+        for j, (slot, offer) in enumerate(zip(_slots(x, largest, space), chosen, strict=True)):
+            given[j][:] = levels(slot, offer)
+            wanted[j] = self._scale(slot, given[j])
         top = wanted.max(initial=0.0)
         with np.errstate(divide="ignore"):
             below = np.round(_OCTAVE * np.log2(np.where(wanted > 0, top, 1.0) / wanted))
-        level = np.concatenate(given)
-        mask, signs, *_ = kernels.pack_ternary(
-            level.astype(np.float32), np.array(space.bounds), np.ones(kinds.size, np.float32)
-        )
-        above = np.abs(level[_of_levels(space, kinds) & (level != 0)]).astype(np.uint8) - np.uint8(1)
+        mask, signs = (np.packbits(bits, bitorder="little") for bits in (level != 0, level[level != 0] < 0))
+        several = [
+            level[level != 0] for kind, level in zip(kinds, given, strict=True) if kind == _KINDS.index("levels")
+        ]
+        above = np.abs(np.concatenate([np.empty(0, np.int8), *several])).astype(np.uint8) - np.uint8(1)
         return {
             "kind": Symbols(kinds, len(_KINDS)),
             "scale": Symbols(np.minimum(below, _LOWEST).astype(np.uint8), _LOWEST + 1),
@@ -154,15 +159,16 @@ class Budget(Codec):
         ]
 
 
+def _slots(x: NDArray[np.float32], largest: float, space: Space) -> Iterator[NDArray[np.float32]]:
+    """One slot after the other, over the largest magnitude, so that squares neither overflow nor vanish."""
+    for begin, end in pairwise(space.bounds):
+        yield x[begin:end] / np.float32(largest)
+
+
 def _kind(offer: Offer) -> int:
     if offer.step == NOTHING:
         return _KINDS.index("nothing")
     return _KINDS.index("levels" if offer.step else "ternary")
-
-
-def _of_levels(space: Space, kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which coordinates belong to a slot that has levels above 1."""
-    return np.repeat(kinds == _KINDS.index("levels"), np.diff(space.bounds))
 
 
 def _grids(space: Space, kinds: NDArray[np.uint8]) -> NDArray[np.int64]:
