@@ -44,7 +44,7 @@ class Clinc150(Source):
         folder = Path(os.environ.get("FEDPEFT_DATA", "")) / "clinc150"
         try:
             raw = json.loads((folder / "data_full.json").read_text())
-            domains = json.loads((folder / "domains.json").read_text())
+            domains = json.loads((folder / "domains.json").read_text()) if self.classes == "domains" else {}
         except OSError as error:
             raise DataError(f"{folder}: {error.strerror}; FEDPEFT_DATA must hold clinc150/") from None
         corpus = self._corpus(raw, seed)

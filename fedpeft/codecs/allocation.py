@@ -11,7 +11,8 @@ MOST_LEVEL = 127
 ROUND_UP = 0.4  # of a step: levels begin at 0.6, 1.6, 2.6 ... steps, so that zero is wider and cheaper than the rest
 
 _DENSITIES = 2.0 ** (-np.arange(2, 25) / 2)  # 1/2, 1/2.8, 1/4 ... 1/4096
-_STEPS = 2.0 ** (np.arange(3, -24, -1) / 4)  # in standard deviations
+_MOST_STEPS, _FINEST = 80, 2.0**-6  # how many, and the least in mean magnitudes
+_FINER = 0.8408964152537145  # 2^(-1/4)
 
 
 class Offer(NamedTuple):
@@ -50,7 +51,7 @@ def offers(x: NDArray[np.float32]) -> list[Offer]:
     """Nothing, one level at two dozen densities, and many levels at as many steps."""
     rising = np.sort(np.abs(x)).astype(np.float64)
     sums = np.concatenate([[0.0], np.cumsum(rising[::-1])])  # of the n largest
-    square, some = float(rising @ rising), int(np.count_nonzero(rising))
+    square, some = float(np.square(rising).sum()), int(np.count_nonzero(rising))
     found = [Offer(0.0, 0.0, square, NOTHING, NOTHING)]
     if not some:
         return found
@@ -58,16 +59,18 @@ def offers(x: NDArray[np.float32]) -> list[Offer]:
     kept = x.size - np.searchsorted(rising, rising[x.size - counts])  # ties are kept too
     for least, n in zip(rising[x.size - counts], kept.tolist(), strict=True):
         found.append(Offer(_mask(n, x.size), 0.0, square - float(sums[n]) ** 2 / n, float(least), 0.0))
-    for step in ((square / x.size) ** 0.5 * _STEPS).tolist():
-        highest = int(rising[-1] / step + ROUND_UP)
-        if not 1 <= highest <= MOST_LEVEL:
-            continue
+    step, finest = float(rising[-1]), _FINEST * float(rising.mean())
+    for _ in range(_MOST_STEPS):
+        if step < finest:
+            break
+        highest = min(int(rising[-1] / step + ROUND_UP), MOST_LEVEL)
         above = x.size - np.searchsorted(rising, (np.arange(highest) + (1 - ROUND_UP)) * step)
         # A coordinate of level l adds l times to sums over the levels that it reaches, and l^2 = 1 + 3 + ... (2 l - 1).
-        inner, quantised = float(sums[above].sum()), float(above @ (2 * np.arange(highest) + 1))
+        inner, quantised = float(sums[above].sum()), float((above * (2 * np.arange(highest) + 1)).sum())
         n = int(above[0])
         plain = n * _entropy((above - np.append(above[1:], 0)) / n)
         found.append(Offer(_mask(n, x.size), plain, square - inner**2 / quantised, 0.0, step))
+        step *= _FINER
     return found
 
 
@@ -96,12 +99,13 @@ def price(offer: Offer, share: float) -> float:
     return share * offer.coded + offer.plain
 
 
-def allocate(hulls: Sequence[Sequence[Offer]], weights: Sequence[float], most_bits: float, share: float) -> list[Offer]:
+def allocate(found: Sequence[Sequence[Offer]], weights: Sequence[float], most_bits: float, share: float) -> list[Offer]:
     """One offer for each slot, so that the weighted error is least for so many bits.
 
     Everett, 1963; Shoham and Gersho, 1988: one slope for all. Step by step the slot takes its next offer whose bits
-    lessen the error most.
+    lessen the error most. What is left in the end goes to any offer that it pays for, on a hull or not.
     """
+    hulls = [hull(offered, share) for offered in found]
     taken, left = [0] * len(hulls), most_bits
     queue: list[tuple[float, int]] = []
 
@@ -118,7 +122,13 @@ def allocate(hulls: Sequence[Sequence[Offer]], weights: Sequence[float], most_bi
             left -= more
             taken[i] += 1
             enqueue(i)
-    return [offered[place] for offered, place in zip(hulls, taken, strict=True)]
+    chosen = [offered[place] for offered, place in zip(hulls, taken, strict=True)]
+    for i, offered in enumerate(found):
+        within = [offer for offer in offered if price(offer, share) <= price(chosen[i], share) + left]
+        best = min(within, key=lambda offer: (offer.error, price(offer, share)), default=chosen[i])
+        left -= price(best, share) - price(chosen[i], share)
+        chosen[i] = best
+    return chosen
 
 
 def _mask(kept: int, n: int) -> float:

@@ -186,7 +186,7 @@ class Codec(ABC):
         """
         return space
 
-    def chosen(self, parts: Parts, space: Space) -> Mapping[str, str]:
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
         """What a codec that chooses has chosen for each slot, by name; empty for one that does not."""
         return {}
 

@@ -13,18 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.allocation import MOST_LEVEL, NOTHING, Offer, allocate, hull, levels, offers
+from fedpeft.codecs import octaves
+from fedpeft.codecs.allocation import MOST_LEVEL, NOTHING, Offer, allocate, levels, offers
 from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
 from fedpeft.codecs.ternary import grids
 from fedpeft.errors import Defect, PayloadError
-from fedpeft.kernels import context, rans
+from fedpeft.kernels import context, rans, tables
 from fedpeft.space import Space
 
 _FRAMING = 220  # bytes of a payload beside its parts: header, checksum, names and sizes of the parts
-_OCTAVE, _LOWEST = 8, 255  # scales on a grid of 2^(1/8) below the largest
 _KINDS = ("nothing", "ternary", "levels")
 _LARGEST = float(np.finfo(np.float32).max)
 _DENSITY = 0.05  # that the context code begins with
+_PRECISION = 14  # bits of the frequencies that the wire codes levels by
 _TRIES = 5
 
 
@@ -42,10 +43,16 @@ class Budget(Codec):
     An error of "absolute" is ||x - x^||^2 of the whole; "relative" weighs each slot's by its own square, so that a slot
     of small numbers counts as much as the others. Scales s_j are as in `Ternary`, on a grid of 2^(1/8).
 
-    The dearest of the codecs, since it sorts and makes the context code several times: 0.02 GB/s of float32.
+    Of one slot of heavy tails (Student's t with 2 or 3 degrees of freedom) `DeadZone` at equal bytes has up to 15 %
+    less error, since it moves its points to where the numbers are; and a tenth of the bytes may stay unspent, since
+    steps are a quarter of an octave apart.
+
+    The dearest of the codecs, since it sorts and makes the context code several times: 0.01 to 0.02 GB/s of float32. It
+    is for adapters of up to some ten million parameters, where that is a second or two of a round.
 
     Args:
-        bytes_per_round: the most that a payload has, framing included; where not even that fits, nothing is sent.
+        bytes_per_round: the most that a payload has, framing included, where no other codec is around this one; where
+            the framing alone is more, nothing else is sent.
         error: what is to be least.
         scale: "mean", "norm" or "unbiased".
     """
@@ -64,11 +71,12 @@ class Budget(Codec):
 
     def layout(self, space: Space) -> Layout:
         """What each slot is given, its scale below the largest, what is kept with its signs, and levels above 1."""
+        most = min(context.most_bytes(space.numel), self.bytes_per_round + 8)
         return {
             "kind": Field("symbols", len(space.slots), levels=len(_KINDS)),
-            "scale": Field("symbols", len(space.slots), levels=_LOWEST + 1),
+            "scale": Field("symbols", len(space.slots), levels=octaves.LOWEST + 1),
             "largest": Field("numbers", 1),
-            "stream": Field("numbers", context.most_bytes(space.numel), ragged=True, dtype="uint8"),
+            "stream": Field("numbers", most, ragged=True, dtype="uint8"),
             "level": Field("symbols", space.numel, ragged=True, levels=MOST_LEVEL),
         }
 
@@ -80,14 +88,16 @@ class Budget(Codec):
         weights = [1 / f[0].error if self.error == "relative" and f[0].error else 1.0 for f in found]
         most = self.bytes_per_round - _FRAMING - len(repr(self)) - 5 * len(found) // 4
         best, bits, share = self._parts(x, [f[0] for f in found], largest, space), 8.0 * most, 0.85
+        chosen: list[Offer] = []
         for _ in range(_TRIES if most > 0 else 0):
-            hulls = [hull(f, share) for f in found]
-            chosen = allocate(hulls, weights, bits, share)
+            before, chosen = chosen, allocate(found, weights, bits, share)
+            if chosen == before:
+                break
             parts = self._parts(x, chosen, largest, space)
             size = _size(parts)
             if _size(best) < size <= most:
                 best = parts
-                if size > 0.985 * most or all(offer == h[-1] for offer, h in zip(chosen, hulls, strict=True)):
+                if size > 0.985 * most:
                     break
             coded, plain = sum(offer.coded for offer in chosen), sum(offer.plain for offer in chosen)
             streamed = 8 * take(parts, "stream", Numbers).values.size
@@ -102,26 +112,26 @@ class Budget(Codec):
             PayloadError: the parts contradict each other, or a level times its scale is not finite.
         """
         kinds, codes = take(parts, "kind", Symbols).values, take(parts, "level", Symbols).values
-        scales = _scales(take(parts, "scale", Symbols).values, float(take(parts, "largest", Numbers).values[0]))
+        largest = float(take(parts, "largest", Numbers).values[0])
+        scales = (largest * octaves.shares(take(parts, "scale", Symbols).values)).astype(np.float32)
         if not float(np.abs(scales).max(initial=0.0)) * MOST_LEVEL <= _LARGEST:
             raise PayloadError(Defect.NON_FINITE, f"level {MOST_LEVEL} of the largest scale is not finite")
         stream = take(parts, "stream", Numbers).values
         mask, signs = context.decode(stream, space.numel, _grids(space, kinds), _DENSITY)
         out = np.empty(space.numel, np.float32)
         kernels.unpack_ternary(mask, signs, np.array(space.bounds), scales, out)
+        expected = int(kernels.kept_by_slot(mask, np.array(space.bounds))[kinds == _KINDS.index("levels")].sum())
+        if expected != codes.size:
+            raise PayloadError(Defect.COUNT, f"expected {expected} levels, got {codes.size}")
         place = 0
         for kind, (begin, end) in zip(kinds, pairwise(space.bounds), strict=True):
             if kind == _KINDS.index("levels"):
                 kept = np.unpackbits(mask[begin // 8 : -(-end // 8)], bitorder="little")[begin % 8 :][: end - begin]
                 level = codes[place : (place := place + int(kept.sum()))]
-                if place > codes.size:
-                    break
                 out[begin:end][kept != 0] *= level.astype(np.float32) + 1
-        if place != codes.size:
-            raise PayloadError(Defect.COUNT, f"expected {place} levels or more, got {codes.size}")
         return torch.from_numpy(out)
 
-    def chosen(self, parts: Parts, space: Space) -> Mapping[str, str]:
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
         """What each slot was given: "nothing", "ternary" or "levels"."""
         kinds = take(parts, "kind", Symbols).values
         return {slot.name: _KINDS[kind] for slot, kind in zip(space.slots, kinds, strict=True)}
@@ -134,8 +144,6 @@ class Budget(Codec):
             given[j][:] = levels(slot, offer)
             wanted[j] = self._scale(slot, given[j])
         top = wanted.max(initial=0.0)
-        with np.errstate(divide="ignore"):
-            below = np.round(_OCTAVE * np.log2(np.where(wanted > 0, top, 1.0) / wanted))
         mask, signs = (np.packbits(bits, bitorder="little") for bits in (level != 0, level[level != 0] < 0))
         several = [
             level[level != 0] for kind, level in zip(kinds, given, strict=True) if kind == _KINDS.index("levels")
@@ -143,15 +151,15 @@ class Budget(Codec):
         above = np.abs(np.concatenate([np.empty(0, np.int8), *several])).astype(np.uint8) - np.uint8(1)
         return {
             "kind": Symbols(kinds, len(_KINDS)),
-            "scale": Symbols(np.minimum(below, _LOWEST).astype(np.uint8), _LOWEST + 1),
-            "largest": Numbers(np.array([min(largest * top, _LARGEST / MOST_LEVEL)], np.float32)),
+            "scale": Symbols(octaves.places(wanted), octaves.LOWEST + 1),
+            "largest": Numbers(np.array([min(largest * top, (1 - 1e-6) * _LARGEST / MOST_LEVEL)], np.float32)),
             "stream": Numbers(context.encode(mask, signs, space.numel, _grids(space, kinds), _DENSITY)),
             "level": Symbols(above, MOST_LEVEL),
         }
 
     def _scale(self, x: NDArray[np.float32], level: NDArray[np.int8]) -> float:
-        wide = level.astype(np.float64)
-        inner, quantised, square = float(wide @ x), float(wide @ wide), float(np.square(x, dtype=np.float64).sum())
+        inner, quantised = float((level * x.astype(np.float64)).sum()), float(np.square(level.astype(np.int64)).sum())
+        square = float(np.square(x, dtype=np.float64).sum())
         if not inner > 0:
             return 0.0
         return {"mean": inner / quantised, "norm": math.sqrt(square / quantised), "unbiased": square / inner}[
@@ -178,15 +186,12 @@ def _grids(space: Space, kinds: NDArray[np.uint8]) -> NDArray[np.int64]:
     return found[np.isin(found[:, 0], begins)]
 
 
-def _scales(places: NDArray[np.uint8], largest: float) -> NDArray[np.float32]:
-    return (largest * np.array([2.0 ** (-place / _OCTAVE) for place in range(_LOWEST + 1)])[places]).astype(np.float32)
-
-
 def _size(parts: Parts) -> float:
     """Bytes that the parts take on the wire, but for what every payload takes."""
     codes = take(parts, "level", Symbols).values
-    shares = np.bincount(codes) / max(1, codes.size)
-    bits = -codes.size * float(shares @ np.log2(np.where(shares > 0, shares, 1.0)))
-    coded = rans.HEADER_BYTES + MOST_LEVEL // 2 + 2 * np.count_nonzero(shares) + 1.003 * bits / 8
+    counts = np.bincount(codes, minlength=256)
+    frequencies = tables.normalise(counts)
+    bits = float((counts * (_PRECISION - np.log2(np.maximum(frequencies, 1)))).sum())
+    coded = rans.HEADER_BYTES + tables.pack_table(frequencies, MOST_LEVEL).size + bits / 8 + 1
     plain = MOST_LEVEL.bit_length() * codes.size / 8 + 1
-    return take(parts, "stream", Numbers).values.size + min(float(coded), plain)
+    return take(parts, "stream", Numbers).values.size + min(coded, plain)

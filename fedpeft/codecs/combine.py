@@ -31,9 +31,9 @@ class Chain(Codec):
         """The last codec's."""
         return self.codec.carried(space, ctx)
 
-    def chosen(self, parts: Parts, space: Space) -> Mapping[str, str]:
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
         """What the last codec has chosen."""
-        return self.codec.chosen(parts, space)
+        return self.codec.chosen(parts, space, ctx)
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Transform, then encode."""
@@ -106,6 +106,14 @@ class PerSlot(Codec):
             for slot in group.slots:
                 space.view(delta, slot.name).copy_(group.view(vector, slot.name))
         return delta
+
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
+        """What the groups' codecs have chosen."""
+        found: dict[str, str] = {}
+        for i, codec, group in self._groups(space):
+            own = {name: parts[f"{i}.{name}"] for name in codec.layout(group)}
+            found.update(codec.chosen(own, group, _apart(ctx, i)))
+        return found
 
     def _groups(self, space: Space) -> tuple[tuple[int, Codec, Space], ...]:
         return _grouped(self, space)

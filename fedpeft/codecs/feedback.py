@@ -45,25 +45,28 @@ class ErrorFeedback:
         if self.clip is not None and not (self.clip > 0 and isfinite(self.clip)):
             raise ValueError(f"clip must be positive and finite, got {self.clip}")
 
+    def carry(self, residual: Float[Tensor, " d"], missed: int = 0) -> Float[Tensor, " d"]:
+        """What a round has of a residual: decay * e.
+
+        Args:
+            residual: as the client's last round left it; zeros at first.
+            missed: rounds since then in which the client sent nothing.
+        """
+        return self.decay ** (1 + missed) * residual
+
     def encode(
-        self,
-        delta: Float[Tensor, " d"],
-        residual: Float[Tensor, " d"],
-        space: Space,
-        ctx: Context,
-        missed: int = 0,
+        self, delta: Float[Tensor, " d"], carried: Float[Tensor, " d"], space: Space, ctx: Context
     ) -> tuple[Parts, Float[Tensor, " d"]]:
-        """The parts to send and the residual to keep.
+        """The parts to send and the residual to keep, on the host.
 
         Args:
             delta: of this round.
-            residual: as the client's last round left it; zeros at first.
+            carried: from the rounds before, as `carry` gives it.
             space: of both.
             ctx: of this round.
-            missed: rounds since then in which the client sent nothing.
         """
         if self.clip is not None:
             delta = Clip(self.clip).forward(delta, space, ctx)
-        wanted = delta + self.decay ** (1 + missed) * residual
+        wanted = delta + carried.to(delta.device)
         parts = self.codec.encode(wanted, space, ctx)
-        return parts, wanted - self.codec.decode(parts, space, ctx)
+        return parts, wanted.cpu() - self.codec.decode(parts, space, ctx)

@@ -1,5 +1,6 @@
 """A part of the adapter each round, in turn."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Parts, empty, finite, fit
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Parts, empty, fit
 from fedpeft.space import Slot, Space
 
 _INNER = 1022  # part of the context in which a fragment is encoded; `per_slot` numbers its own from 1
@@ -18,12 +19,13 @@ class Fragments(Codec):
     """Send one of `count` groups of slots each round, in turn: round t carries fragment (t - 1) mod count.
 
     Streaming DiLoCo (Douillard, Donchev, Rush, Kale, Charles, Garrett, Teston, Lacey, McIlroy, Shen, Ramé, Szlam,
-    Ranzato and Barham, 2025, arXiv 2501.18512), whose strided fragments these are: modules go, in order, to the
-    fragment that is smallest so far, and the slots of a module (its A and B) stay together. Slots that a round does
+    Ranzato and Barham, 2025, arXiv 2501.18512). Modules go, in order, to the fragment that is smallest so far, which
+    strides where they are of one size, and the slots of a module (its A and B) stay together. Slots that a round does
     not carry keep their value and the state of the server's optimizer.
 
     Under `ErrorFeedback` what was not sent is kept until its turn. With `training.start: own` a site trains on from its
     own parameters, unsent work included, as the paper's replicas do; with `global` each round begins where all do.
+    A `per_slot` whose patterns some fragment lacks goes outside: `per_slot({"head": ...}, default=Fragments(...))`.
 
     >>> from fedpeft.codecs import Identity
     >>> space = Space(tuple(Slot(f"{i}.lora_{ab}", (1,), f"lora_{ab}") for i in range(3) for ab in "AB"))
@@ -63,7 +65,8 @@ class Fragments(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Take the fragment's slots out and encode them."""
-        finite(delta)
+        if len(wrong := torch.isfinite(delta).logical_not().nonzero()):
+            raise ValueError(f"coordinate {int(wrong[0])} of the delta is not finite")
         fragment = self._fragment(space, ctx)
         gathered = torch.cat([space.view(delta, slot.name).reshape(-1) for slot in fragment.slots])
         parts = self.codec.encode(gathered, fragment, _inside(ctx))
@@ -81,6 +84,11 @@ class Fragments(Codec):
         for slot in fragment.slots:
             space.view(delta, slot.name).copy_(fragment.view(vector, slot.name))
         return delta
+
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
+        """What the fragment's codec has chosen."""
+        fragment = self._fragment(space, ctx)
+        return self.codec.chosen(fit(parts, self.codec.layout(fragment)), fragment, _inside(ctx))
 
     def _fragment(self, space: Space, ctx: Context) -> Space:
         fragments = _fragments(space, self.count)

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
+from fedpeft.codecs import octaves
 from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Plane, Symbols, finite, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import device
 from fedpeft.space import Space
-
-_OCTAVE = 8  # scales to a factor of two, which puts a slot's scale within 4.4 % of its own
-_DROPPED = 255  # of a slot that keeps nothing
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,12 @@ class TopK(Codec):
         edges, ks, firsts = _chunks(self, space)
         mask, values, kept = _kept(delta, edges, ks)
         counts, means = _by_slot(values, kept, firsts)
-        scale = _on_grid(means)
-        if np.any(faint := (scale == _DROPPED) & (counts > 0)):
+        scale = octaves.places(means)
+        if np.any(faint := (scale == octaves.LOWEST) & (counts > 0)):
             mask, values, kept = _kept(delta, edges, np.where(np.repeat(faint, np.diff(firsts)), 0, ks))
             counts, _ = _by_slot(values, kept, firsts)
         largest = means.max(initial=0.0) or 1.0
-        codes, levels = kernels.quantise_kept(values, counts, _shares(scale) * largest, 1 << (self.bits - 1))
+        codes, levels = kernels.quantise_kept(values, counts, octaves.shares(scale) * largest, 1 << (self.bits - 1))
         levels = np.minimum(levels * largest, np.finfo(np.float32).max).astype(np.float32)
         return {
             "level": Numbers(levels),
@@ -100,7 +98,7 @@ class TopK(Codec):
         if counts.sum() != codes.size:
             raise PayloadError(Defect.COUNT, f"the mask keeps {counts.sum()} coordinates, but {codes.size} values came")
         values = np.stack([levels, -levels], axis=1).reshape(-1)[codes]
-        values *= np.repeat(_shares(scale).astype(np.float32), counts)
+        values *= np.repeat(octaves.shares(scale).astype(np.float32), counts)
         return torch.from_numpy(kernels.spread_kept(mask.bits, values, space.numel))
 
 
@@ -134,16 +132,3 @@ def _by_slot(
     ends = np.concatenate([[0], np.cumsum(kept)])[firsts]
     means = [float(np.abs(values[a:b]).mean(dtype=np.float64)) if b > a else 0.0 for a, b in pairwise(ends)]
     return np.diff(ends), np.array(means)
-
-
-def _on_grid(means: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Each mean's place below the largest, in eighths of a factor of two."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        steps = np.round(_OCTAVE * np.log2(means.max(initial=0.0) / means))
-    return np.where(means > 0, np.minimum(steps, _DROPPED), _DROPPED).astype(np.uint8)
-
-
-def _shares(scale: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """What places on the grid stand for: 2^(-place / 8)."""
-    table = np.array([2.0 ** (-place / _OCTAVE) for place in range(256)])
-    return table[scale]

@@ -166,8 +166,11 @@ class Client:
         ctx = Context(task.seed, task.round, task.client)
 
         began = time.perf_counter()
-        own = task.settings.start == "own"
-        start = state.adapter + state.residual if own else state.adapter
+        missed = max(0, task.round - state.replied - 1) if state.replied else 0
+        carried = torch.zeros_like(state.residual)
+        if isinstance(codec, ErrorFeedback):
+            carried = codec.carry(state.residual, missed)
+        start = state.adapter + carried if task.settings.start == "own" else state.adapter
         trained = next(iter(self._trainer.train([self._job(task, start)])))
         delta = trained.vector - start
         if not torch.isfinite(delta).all():
@@ -175,7 +178,7 @@ class Client:
                 f"training diverged in round {task.round}: the adapter is not finite; lower the learning rate"
             )
         half = time.perf_counter()
-        payload, residual = self._encode(delta, codec, state, ctx)
+        payload, residual = self._encode(delta, carried, codec, state.run, ctx)
         metrics = {**trained.metrics, "train_s": half - began, "encode_s": time.perf_counter() - half}
         update = pb.Update(weight=len(self._data), metrics=metrics)
         reply = messages.join(pb.Reply(run=task.run, round=task.round, update=update), payload)
@@ -242,7 +245,7 @@ class Client:
     def _job(self, task: pb.Task, start: Float[Tensor, " d"]) -> Job:
         s = task.settings
         labels: Any = s.labels
-        begin: Any = s.start
+        begin: Any = s.start or "global"
         try:
             settings = Settings(
                 s.local_steps, s.batch_size, s.learning_rate, s.weight_decay, s.clip_norm, labels, begin
@@ -253,14 +256,18 @@ class Client:
         return Job(start, self._data, settings, order, replace(order, purpose=Purpose.DROPOUT))
 
     def _encode(
-        self, delta: Float[Tensor, " d"], codec: Codec | ErrorFeedback, state: ClientState, ctx: Context
+        self,
+        delta: Float[Tensor, " d"],
+        carried: Float[Tensor, " d"],
+        codec: Codec | ErrorFeedback,
+        run: bytes,
+        ctx: Context,
     ) -> tuple[bytes, Float[Tensor, " d"]]:
         if isinstance(codec, ErrorFeedback):
-            missed = max(0, ctx.round - state.replied - 1) if state.replied else 0
-            parts, residual = codec.encode(delta, state.residual, self._space, ctx, missed)
-            return broadcast.pack(parts, codec.codec, self._space, state.run, ctx), residual
+            parts, residual = codec.encode(delta, carried, self._space, ctx)
+            return broadcast.pack(parts, codec.codec, self._space, run, ctx), residual
         parts = codec.encode(delta, self._space, ctx)
-        return broadcast.pack(parts, codec, self._space, state.run, ctx), torch.zeros_like(delta)
+        return broadcast.pack(parts, codec, self._space, run, ctx), torch.zeros_like(carried)
 
 
 def _bytes_tensor(data: bytes) -> Tensor:

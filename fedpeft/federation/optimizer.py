@@ -12,6 +12,7 @@ from fedpeft import expressions
 from fedpeft.errors import ConfigError
 
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # no algorithm; asks for the loss again; for sparse gradients alone
+_BEGUN = "begun"
 _NAMES = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name not in _UNFIT}
 
 
@@ -53,12 +54,7 @@ class ServerOptimizer:
             within: coordinates that the step is about; the others keep value and state. None for all.
         """
         if within is not None and not within.all():
-            part = {name: tensor[within] if tensor.shape == vector.shape else tensor for name, tensor in state.items()}
-            moved, after = self.step(vector[within], delta[within], part)
-            for name, tensor in after.items():
-                if tensor.shape == moved.shape:
-                    after[name] = state.get(name, torch.zeros_like(vector)).masked_scatter(within, tensor)
-            return vector.masked_scatter(within, moved), after
+            return self._step_within(vector, delta, state, within)
         parameter = torch.nn.Parameter(vector.clone())
         optimizer = self._make(parameter)
         if state:
@@ -69,6 +65,31 @@ class ServerOptimizer:
             name: torch.as_tensor(value) for name, value in optimizer.state[parameter].items() if value is not None
         }
         return parameter.detach(), after
+
+    def _step_within(
+        self,
+        vector: Float[Tensor, " d"],
+        delta: Float[Tensor, " d"],
+        state: Mapping[str, Tensor],
+        within: Bool[Tensor, " d"],
+    ) -> tuple[Float[Tensor, " d"], dict[str, Tensor]]:
+        """A step of some coordinates, which have a state of their own, as if there were no others.
+
+        What is one number for all (a count of steps) is kept by the first coordinate, under "NAME@FIRST".
+        """
+        first = f"@{int(within.nonzero()[0])}"
+        own = {name.removesuffix(first): tensor for name, tensor in state.items() if name.endswith(first)}
+        if own:  # else this is their first step
+            own |= {name: tensor[within] for name, tensor in state.items() if tensor.shape == vector.shape}
+        own.pop(_BEGUN, None)
+        moved, after = self.step(vector[within], delta[within], own)
+        kept = dict(state)
+        for name, tensor in after.items():
+            if tensor.shape == moved.shape:
+                kept[name] = state.get(name, torch.zeros_like(vector)).masked_scatter(within, tensor)
+            else:
+                kept[name + first] = tensor
+        return vector.masked_scatter(within, moved), kept | {_BEGUN + first: torch.ones(1, dtype=torch.bool)}
 
     def _make(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
         def bound(kind: type) -> Any:

@@ -53,6 +53,10 @@ class Plan:
     largest_weight: float = 1e7
 
     def __post_init__(self) -> None:
+        if self.settings.start == "own" and not isinstance(self.codec, ErrorFeedback):
+            raise ValueError(
+                f"start: 'own' adds what error feedback has kept; expected ErrorFeedback, got {self.codec!r}"
+            )
         for name, low, high in (
             ("rounds", 1, 1 << 31),
             ("seed", -(1 << 63), (1 << 63) - 1),

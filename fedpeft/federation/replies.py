@@ -112,7 +112,7 @@ class Replies:
                 raise PayloadError(Defect.NORM, f"expected an L2 norm of at most {longest:g}, got {norm:g}")
         except PayloadError as error:
             raise RefusedError(Reason.BAD_PAYLOAD, str(error)) from None
-        chosen = codec.chosen(parts, self._space)
+        chosen = codec.chosen(parts, self._space, ctx)
         counts = Counter(f"{slot.role} {chosen[slot.name]}" for slot in self._space.slots if slot.name in chosen)
         return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))[:_LONGEST_CHOSEN]
 

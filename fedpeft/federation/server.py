@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -119,7 +119,10 @@ class Server:
         closed = time.perf_counter()
         accepted = current.accepted
         vector, optimizer = self._plan.optimizer.step(
-            self.state.vector, current.merged(), self.state.optimizer, self._carried(current.number)
+            self.state.vector,
+            current.merged(),
+            self.state.optimizer,
+            self._carried({record["base"] for record in accepted}),
         )
         if not (vector.abs() <= broadcast.LARGEST).all():
             raise RunError(
@@ -142,15 +145,14 @@ class Server:
         self._commit(state, metrics)
         return metrics
 
-    def _carried(self, number: int) -> Bool[Tensor, " d"] | None:
-        """The coordinates that a round's updates can change; all where updates of several rounds meet in one."""
-        if self._plan.buffer:
-            return None
-        carried = self._plan.update_codec.carried(self._space, Context(self._plan.seed, number))
-        if carried == self._space:
-            return None
-        marks = {slot.name: torch.full(slot.shape, float(slot in carried.slots)) for slot in self._space.slots}
-        return self._space.flatten(marks) > 0
+    def _carried(self, rounds: Collection[int]) -> Bool[Tensor, " d"]:
+        """The coordinates that updates of these rounds can change."""
+        spaces = [self._plan.update_codec.carried(self._space, Context(self._plan.seed, number)) for number in rounds]
+        slots = {slot for space in spaces for slot in space.slots}
+        return (
+            self._space.flatten({slot.name: torch.full(slot.shape, float(slot in slots)) for slot in self._space.slots})
+            > 0
+        )
 
     def _commit(self, state: ServerState, metrics: Record) -> None:
         """Write the new state down, then forget what no resumption can need."""

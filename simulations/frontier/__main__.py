@@ -1,7 +1,7 @@
 """Final quality against total bytes both ways, over whole federated runs, codec by codec.
 
 `FEDPEFT_DATA=... python -m simulations.frontier --jobs 2`: a pretrained Llama of 260,032 parameters with LoRA (r = 8)
-on all linear modules, CLINC150's 150 intents over 10 sites (Dirichlet 0.5) and Shakespeare by 16 speakers, three seeds.
+on all linear modules, CLINC150's ten domains over 10 sites (Dirichlet 0.5) and Shakespeare by 4 speakers, three seeds.
 A finished run's row is appended to the cache, and the same command takes the sweep up where it stopped.
 """
 
@@ -97,7 +97,7 @@ def _show(tasks: Sequence[Task], rows: Sequence[dict[str, object]], options: arg
             COLUMNS,
         )
         reached = {row["seed"]: row[f"central_{task.measure}"] for row in own}
-        print("centralised: " + ", ".join(f"seed {seed} {value:.4f}" for seed, value in reached.items()))
+        print("centralised: " + ", ".join(f"seed {seed} {value:.4f}" for seed, value in reached.items() if value))
     print(NOTES)
     if options.json:
         options.json.write_text(json.dumps(federated, indent=1) + "\n")

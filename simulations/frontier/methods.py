@@ -16,6 +16,7 @@ class Method:
         server_optimizer: expression; "": the task's.
         rank: of the LoRA; fp32 is of rank 8, and all bytes are compared with its.
         start: where a round begins, as in `fedpeft.training.Settings`.
+        fewer: how many of the task's rounds are made one of as many more local steps.
     """
 
     family: str
@@ -25,6 +26,7 @@ class Method:
     server_optimizer: str = ""
     rank: int = 8
     start: str = "global"
+    fewer: int = 1
 
     @property
     def name(self) -> str:
@@ -44,9 +46,9 @@ METHODS = (
     *_family("ternary", "ErrorFeedback(Ternary(density=#, scale='norm', context=True))", "0.2", start="own"),
     *_family("budget", "ErrorFeedback(Budget(#))", "5800", "2900", start="own"),
     *_family("budget-rank2", "ErrorFeedback(Budget(#))", "900", rank=2, start="own"),
+    *_family("budget-fewer", "ErrorFeedback(Budget(#))", "3700", start="own", fewer=4),
     *_family("rotated", "Rotated(bits=#)", "1"),
     *_family("sparseloco", "ErrorFeedback(TopK(density=#), decay=0.95)", "0.03"),
-    # One seed says enough of these.
     Method("fp16", "", "Identity('float16')", "Identity('float16')"),
     *_family("deadzone", "ErrorFeedback(DeadZone(bits=#))", "1.0", start="own"),
     *_family("budget", "ErrorFeedback(Budget(#))", "1450", start="own"),
@@ -54,6 +56,6 @@ METHODS = (
     *_family("lowrank", "ErrorFeedback(LowRank(rank=#))", "1", start="own"),
     *_family("srht", "ErrorFeedback(SRHT(coordinates=#, dtype='logbyte'))", "600", start="own"),
     *_family("ferret", "Ferret(coordinates=#, dtype='float16')", "300"),
-    *_family("fedkseed", "Ferret(coordinates=#, dtype='float16', directions='run')", "300"),
+    *_family("fedkseed-style", "Ferret(coordinates=#, dtype='float16', directions='run')", "300"),
     *_family("fragments", "ErrorFeedback(Fragments(Budget(#), count=4))", "1450", start="own"),
 )

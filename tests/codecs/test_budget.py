@@ -36,7 +36,7 @@ def test_a_payload_is_never_larger(name: str, error: str, most: int) -> None:
 
 @pytest.mark.parametrize("most", [1000, 2000, 4000, 6000])
 def test_nearly_all_of_the_budget_is_spent(most: int) -> None:
-    assert len(payload(Budget(most), normal(ADAPTER))) > 0.95 * most
+    assert len(payload(Budget(most), normal(ADAPTER))) > 0.94 * most
 
 
 RIVALS = [Ternary(density) for density in (0.02, 0.05, 0.1, 0.2, 0.5)]
@@ -50,14 +50,43 @@ def test_no_codec_has_less_error_at_the_bytes_that_it_takes(rival: Codec) -> Non
     assert error(codec, x) < 1.02 * error(rival, x)
 
 
+@pytest.mark.parametrize("most", [2000, 5000, 9000, 20_000])
+@pytest.mark.parametrize("freedom", [2, 3])
+def test_heavy_tails_are_spent_on_too_and_within_the_budget(freedom: float, most: int) -> None:
+    space = Space((Slot("a", (40_000,), "head"),))
+    x = torch.from_numpy(np.random.default_rng(1).standard_t(freedom, space.numel)).float()
+    size = len(payload(Budget(most), x, space))
+    # One slot has few offers to choose from, and `DeadZone` moves its points to where such numbers are.
+    assert 0.6 * most < size <= most
+    for rival, tolerance in ((Ternary(0.1), 1.02), (DeadZone(1.0, "mean"), 1.2)):
+        codec = Budget(len(payload(rival, x, space)), scale="mean")
+        assert error(codec, x, space) < tolerance * error(rival, x, space)
+
+
+def test_rare_levels_cost_what_the_wire_takes_for_them() -> None:
+    space = Space((Slot("a", (1_000_000,), "head"),))
+    x = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], space.numel)).float()
+    x[:150] = torch.arange(150).remainder(119) + 1.0
+    for most in (120_000, 126_236, 130_000):
+        assert len(payload(Budget(most), x, space)) <= most
+
+
+def test_the_largest_numbers_are_decoded() -> None:
+    x = normal(ADAPTER)
+    x[7] = 3.3e38
+    assert torch.isfinite(Budget(5000).decode(Budget(5000).encode(x, ADAPTER, CONTEXT), ADAPTER, CONTEXT)).all()
+
+
 def test_an_absolute_error_is_spent_on_large_slots_and_a_relative_one_on_all() -> None:
     x = normal(ADAPTER)
     ADAPTER.view(x, "0.lora_B").mul_(1e-3)
-    for kind, expected in (("absolute", True), ("relative", False)):
+    sent = {}
+    for kind in ("absolute", "relative"):
         codec = Budget(1500, error=kind)
         parts = codec.encode(x, ADAPTER, CONTEXT)
-        assert (codec.chosen(parts, ADAPTER)["0.lora_B"] == "nothing") == expected
-        assert bool(ADAPTER.view(codec.decode(parts, ADAPTER, CONTEXT), "0.lora_B").any()) != expected
+        assert set(codec.chosen(parts, ADAPTER, CONTEXT)) == {slot.name for slot in SLOTS}
+        sent[kind] = int(ADAPTER.view(codec.decode(parts, ADAPTER, CONTEXT), "0.lora_B").count_nonzero())
+    assert 20 * sent["absolute"] < sent["relative"]
 
 
 @given(seed=st.integers(0, 1 << 30), size=st.integers(1, 2000), share=st.floats(0.3, 1.1))
@@ -82,11 +111,9 @@ def test_levels_that_do_not_fit_what_is_kept_are_refused() -> None:
     codec = Budget(5000)
     parts = dict(codec.encode(normal(ADAPTER), ADAPTER, CONTEXT))
     codes = take(parts, "level", Symbols)
-    with pytest.raises(PayloadError, match=rf"expected \d+ levels or more, got {codes.values.size - 1}"):
+    with pytest.raises(PayloadError, match=rf"expected {codes.values.size} levels, got {codes.values.size - 1}"):
         codec.decode(parts | {"level": Symbols(codes.values[1:], codes.levels)}, ADAPTER, CONTEXT)
-    with pytest.raises(
-        PayloadError, match=rf"expected {codes.values.size} levels or more, got {2 * codes.values.size}"
-    ):
+    with pytest.raises(PayloadError, match=rf"expected {codes.values.size} levels, got {2 * codes.values.size}"):
         codec.decode(parts | {"level": Symbols(codes.values.repeat(2), codes.levels)}, ADAPTER, CONTEXT)
     with pytest.raises(PayloadError, match="level 127 of the largest scale is not finite"):
         codec.decode(parts | {"largest": Numbers(np.array([3e38], np.float32))}, ADAPTER, CONTEXT)

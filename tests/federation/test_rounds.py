@@ -415,7 +415,17 @@ def test_a_server_optimizer_in_pure_steps_is_the_one_of_torch(expression: str) -
         assert torch.equal(ours, theirs.detach())
 
 
-@pytest.mark.parametrize("expression", ["SGD(lr=0.7, momentum=0.9, nesterov=True)", "Adagrad(lr=0.1)"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "SGD(lr=0.7, momentum=0.9, nesterov=True)",
+        "SGD(lr=0.7, momentum=0.9, dampening=0.5)",
+        "Adagrad(lr=0.1, initial_accumulator_value=0.3)",
+        "Adam(lr=0.1)",
+        "Rprop(lr=0.1)",
+        "SGD(lr=1.0)",
+    ],
+)
 def test_a_step_within_a_fragment_is_the_fragment_s_own(expression: str) -> None:
     step, state, ours = ServerOptimizer(expression).step, {}, START.clone()
     fragments = [torch.arange(SPACE.numel) % 3 == i for i in range(3)]
