@@ -147,7 +147,8 @@ def test_feedback_is_its_two_equations(decay):
     delta, residual = normal(SPACE, 1), normal(SPACE, 2)
     before = delta.clone(), residual.clone()
     for codec in (Ternary(0.1), Uniform(2), chain(Clip(1.0), Ternary())):
-        parts, kept = ErrorFeedback(codec, decay).encode(delta, residual, SPACE, CONTEXT)
+        feedback = ErrorFeedback(codec, decay)
+        parts, kept = feedback.encode(delta, feedback.carry(residual), SPACE, CONTEXT)
         wanted = delta + decay * residual
         assert all_bits(parts) == all_bits(codec.encode(wanted, SPACE, CONTEXT))
         assert torch.equal(kept, wanted - codec.decode(parts, SPACE, CONTEXT))

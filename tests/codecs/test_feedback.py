@@ -4,10 +4,7 @@ import pytest
 import torch
 
 from fedpeft.codecs import Clip, Codec, Context, ErrorFeedback, Identity, Ternary, TopK, chain
-from tests.codecs.examples import CODECS, SPACE, normal, without_type_checks
-
-TOUCHED = ("Lottery", "Ranking")  # plug-ins that are not exact in float32
-EXACT = [codec for codec in CODECS if not any(name in repr(codec) for name in TOUCHED)]
+from tests.codecs.examples import SPACE, normal, without_type_checks
 
 
 def deltas(rounds: int) -> list[torch.Tensor]:
@@ -22,16 +19,6 @@ def through(feedback: ErrorFeedback, rounds: list[torch.Tensor]) -> tuple[list[t
         parts, residual = feedback.encode(delta, feedback.carry(residual), SPACE, ctx)
         sent.append(feedback.codec.decode(parts, SPACE, ctx))
     return sent, residual
-
-
-@pytest.mark.parametrize("codec", EXACT, ids=repr)
-def test_nothing_is_lost_what_was_sent_and_what_is_kept_are_all_there_was(codec: Codec) -> None:
-    rounds = deltas(4)
-    sent, residual = through(ErrorFeedback(codec), rounds)
-    whole = torch.stack(rounds).double().sum(0)
-    error = (torch.stack(sent).double().sum(0) + residual.double() - whole).abs().max()
-    largest = max(float(x.abs().max()) for x in (*sent, residual, whole))
-    assert error <= 1e-5 * largest
 
 
 @pytest.mark.parametrize("codec", [Ternary(0.05), TopK(0.05), Ternary(0.05, threshold="global")], ids=repr)
