@@ -45,6 +45,8 @@ METHODS = (
     Method("nf4", "", "Block4(levels='nf4')"),
     *_family("ternary", "ErrorFeedback(Ternary(density=#, scale='norm', context=True))", "0.2", start="own"),
     *_family("budget", "ErrorFeedback(Budget(#))", "5800", "2900", start="own"),
+    *_family("budget-global-start", "ErrorFeedback(Budget(#))", "5800"),
+    *_family("budget-relative", "ErrorFeedback(Budget(#, error='relative'))", "5800", start="own"),
     *_family("budget-rank2", "ErrorFeedback(Budget(#))", "900", rank=2, start="own"),
     *_family("budget-fewer", "ErrorFeedback(Budget(#))", "3700", start="own", fewer=4),
     *_family("rotated", "Rotated(bits=#)", "1"),
