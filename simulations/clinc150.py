@@ -21,7 +21,7 @@ from fedpeft.errors import DataError
 from fedpeft.random import Purpose, Stream
 from fedpeft.simulation import Simulation
 from simulations import table
-from simulations.central import central_accuracy
+from simulations.central import central
 
 COLUMNS = ("partition", "codec", "strategy", "seed", "rounds", "accuracy", "central_accuracy", "up_bytes_per_site",
            "up_ratio_to_fp32", "down_bytes_per_site", "down_ratio_to_fp32")  # fmt: skip
@@ -141,7 +141,7 @@ def main() -> int:
         "seed": options.seed,
         "rounds": len(rows),
         "accuracy": accuracy,
-        "central_accuracy": central_accuracy(chosen, epochs) if epochs else None,
+        "central_accuracy": central(chosen, epochs)["accuracy"] if epochs else None,
         "up_bytes_per_site": total["up_bytes"] / options.sites,
         "down_bytes_per_site": total["down_bytes"] / options.sites,
         "up_ratio_to_fp32": total["up_bytes"] / total["up_bytes_fp32"],

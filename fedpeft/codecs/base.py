@@ -62,6 +62,9 @@ def take(parts: Parts, name: str, kind: type[P]) -> P:
     return part
 
 
+LARGEST = float(np.finfo(np.float32).max)  # of a coordinate
+
+
 def finite(delta: Float[Tensor, " d"]) -> NDArray[np.float32]:
     """A delta as a kernel takes it.
 

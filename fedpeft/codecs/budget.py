@@ -15,7 +15,7 @@ from torch import Tensor
 from fedpeft import kernels
 from fedpeft.codecs import octaves
 from fedpeft.codecs.allocation import MOST_LEVEL, NOTHING, Offer, allocate, levels, offers
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
 from fedpeft.codecs.ternary import grids
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import context, rans, tables
@@ -23,7 +23,6 @@ from fedpeft.space import Space
 
 _FRAMING = 220  # bytes of a payload beside its parts: header, checksum, names and sizes of the parts
 _KINDS = ("nothing", "ternary", "levels")
-_LARGEST = float(np.finfo(np.float32).max)
 _DENSITY = 0.05  # that the context code begins with
 _PRECISION = 14  # bits of the frequencies that the wire codes levels by
 _TRIES = 5
@@ -114,7 +113,7 @@ class Budget(Codec):
         kinds, codes = take(parts, "kind", Symbols).values, take(parts, "level", Symbols).values
         largest = float(take(parts, "largest", Numbers).values[0])
         scales = (largest * octaves.shares(take(parts, "scale", Symbols).values)).astype(np.float32)
-        if not float(np.abs(scales).max(initial=0.0)) * MOST_LEVEL <= _LARGEST:
+        if not float(np.abs(scales).max(initial=0.0)) * MOST_LEVEL <= LARGEST:
             raise PayloadError(Defect.NON_FINITE, f"level {MOST_LEVEL} of the largest scale is not finite")
         stream = take(parts, "stream", Numbers).values
         mask, signs = context.decode(stream, space.numel, _grids(space, kinds), _DENSITY)
@@ -152,7 +151,7 @@ class Budget(Codec):
         return {
             "kind": Symbols(kinds, len(_KINDS)),
             "scale": Symbols(octaves.places(wanted), octaves.LOWEST + 1),
-            "largest": Numbers(np.array([min(largest * top, (1 - 1e-6) * _LARGEST / MOST_LEVEL)], np.float32)),
+            "largest": Numbers(np.array([min(largest * top, (1 - 1e-6) * LARGEST / MOST_LEVEL)], np.float32)),
             "stream": Numbers(context.encode(mask, signs, space.numel, _grids(space, kinds), _DENSITY)),
             "level": Symbols(above, MOST_LEVEL),
         }

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, take
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
 from fedpeft.space import Space
 
 
@@ -42,9 +42,7 @@ class LogByte(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Round slot by slot."""
-        x = np.ascontiguousarray(delta.detach().cpu().numpy(), dtype=np.float32)
-        if not kernels.all_finite(x):
-            raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
+        x = finite(delta)
         codes, scales = np.empty(space.numel, np.uint8), np.empty(len(space.slots), np.float32)
         for j, (begin, end) in enumerate(pairwise(space.bounds)):
             codes[begin:end], scales[j] = kernels.log_codes(x[begin:end])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Part, Parts, Symbols, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Part, Parts, Symbols, finite, take
 from fedpeft.codecs.singular import Factors, leading
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
@@ -75,9 +75,7 @@ class LowRank(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Factor slot by slot."""
-        x = np.ascontiguousarray(delta.detach().cpu().numpy(), dtype=np.float32)
-        if not kernels.all_finite(x):
-            raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
+        x = finite(delta)
         pieces: dict[str, list[NDArray[Any]]] = {name: [np.empty(0, dtype)] for name, dtype in _DTYPES.items()}
         ranks = []
         for begin, m, n, most in _matrices(space, self.rank):
@@ -158,6 +156,6 @@ def _multiply(factors: Factors, out: NDArray[np.float32]) -> None:
     values, left, right = (factor.astype(np.float64) for factor in factors)
     # At least 1, since values times the left alone must be finite too.
     ends = np.abs(left).max(0, initial=0) * np.abs(right).max(1, initial=1)
-    if not np.abs(values) @ ends <= np.finfo(np.float32).max:
+    if not np.abs(values) @ ends <= LARGEST:
         raise PayloadError(Defect.NON_FINITE, "a product of singular values and vectors may be infinite")
     kernels.add_outer((values * left).astype(np.float32), factors.right.astype(np.float32), out)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Plane, Symbols, finite, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Plane, Symbols, finite, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Slot, Space
 
@@ -100,7 +100,7 @@ class MagnitudeMask(Codec):
         """
         mask, codes = take(parts, "mask", Plane), take(parts, "value", Symbols).values
         steps = take(parts, "step", Numbers).values
-        if float(np.abs(steps).max(initial=0.0)) * self._half > float(np.finfo(np.float32).max):
+        if float(np.abs(steps).max(initial=0.0)) * self._half > LARGEST:
             raise PayloadError(Defect.NON_FINITE, f"{self._half} steps of the largest are not finite")
         counts = kernels.kept_by_slot(mask.bits, np.array(space.bounds))
         if counts.sum() != codes.size:

@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.random import Stream
 from fedpeft.space import Space
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -136,4 +134,4 @@ class Projection(Codec):
 
 def _moderate(y: NDArray[np.floating], d: int) -> bool:
     """Whether no sum of products of `y` with directions of `d` numbers can leave float32; never so if one is NaN."""
-    return float(np.abs(y).sum(dtype=np.float64)) * max(1, d) <= _LARGEST
+    return float(np.abs(y).sum(dtype=np.float64)) * max(1, d) <= LARGEST

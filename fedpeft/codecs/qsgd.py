@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
 from fedpeft.codecs.scaled import blocks_of, scaled
 from fedpeft.space import Space
 
@@ -63,7 +63,7 @@ class QSGD(Codec):
         """
         x, edges = finite(delta), kernels.block_edges(space.bounds, self.bucket)
         norms = np.sqrt(kernels.block_squares(x, edges))
-        if norms.max(initial=0.0) > np.finfo(np.float32).max:
+        if norms.max(initial=0.0) > LARGEST:
             raise ValueError(f"the norm of bucket {int(norms.argmax())} of the delta is beyond float32")
         steps = (norms / self.levels).astype(np.float32)
         codes = kernels.round_blocks(x, edges, steps, self.levels, ctx.private.words(space.numel))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import device
 from fedpeft.space import Space
@@ -133,7 +133,7 @@ class Rotated(Codec):
         edges, places = self._blocks(space)
         half = _LEVELS[self.bits]
         sizes = np.diff(edges)
-        if not np.all(np.abs(scales.astype(np.float64)) * sizes * half[-1] < np.finfo(np.float32).max):
+        if not np.all(np.abs(scales.astype(np.float64)) * sizes * half[-1] < LARGEST):
             raise PayloadError(Defect.NON_FINITE, "a block's scale times its size is not finite")
         z = np.array([-level for level in reversed(half)] + list(half), np.float32)[codes]
         z *= np.repeat(scales, sizes)

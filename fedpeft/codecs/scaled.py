@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
+from fedpeft.codecs.base import LARGEST
 from fedpeft.errors import Defect, PayloadError
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def scaled(
@@ -24,7 +23,7 @@ def scaled(
     """
     most = float(np.abs(points).max(initial=0.0))
     # Not `>`: of NaN neither holds.
-    if not float(np.abs(scales).max(initial=0.0)) * most <= _LARGEST:
+    if not float(np.abs(scales).max(initial=0.0)) * most <= LARGEST:
         raise PayloadError(Defect.NON_FINITE, f"{most:g} steps of the largest are not finite")
     return torch.from_numpy(kernels.look_up(codes, edges, points, scales))
 

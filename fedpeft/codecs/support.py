@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Layout, Parts, finite
+from fedpeft.codecs.base import LARGEST, Codec, Context, Layout, Parts, finite
 from fedpeft.codecs.identity import Identity
 from fedpeft.codecs.uniform import Uniform
 from fedpeft.errors import Defect, PayloadError
@@ -21,7 +21,6 @@ from fedpeft.space import Slot, Space
 
 _INNER = 1023  # part of the context in which kept values are encoded; `per_slot` numbers its own from 1
 _EXACT, _ROUNDED = Identity(), Uniform(bits=4, stochastic=True)
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class _Support(Codec):
         values = np.empty(kept.numel, np.float32)
         for (begin, end), (first, last), words in self._slots(space, kept, ctx):
             values[first:last] = kernels.take_strata(x[begin:end], words)
-            if (most := float(np.abs(values[first:last]).max())) * self._factor(end - begin, last - first) > _LARGEST:
+            if (most := float(np.abs(values[first:last]).max())) * self._factor(end - begin, last - first) > LARGEST:
                 raise ValueError(f"{most:g} cannot be scaled up by the inverse of the density {self.density}")
         return self.codec.encode(torch.from_numpy(values), kept, _inner(ctx))
 

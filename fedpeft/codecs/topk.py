@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs import octaves
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Plane, Symbols, finite, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Plane, Symbols, finite, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import device
 from fedpeft.space import Space
@@ -78,7 +78,7 @@ class TopK(Codec):
             counts, _ = _by_slot(values, kept, firsts)
         largest = means.max(initial=0.0) or 1.0
         codes, levels = kernels.quantise_kept(values, counts, octaves.shares(scale) * largest, 1 << (self.bits - 1))
-        levels = np.minimum(levels * largest, np.finfo(np.float32).max).astype(np.float32)
+        levels = np.minimum(levels * largest, LARGEST).astype(np.float32)
         return {
             "level": Numbers(levels),
             "scale": Symbols(scale, 256),

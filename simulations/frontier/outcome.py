@@ -11,15 +11,12 @@ from typing import Any
 from fedpeft import __version__
 from fedpeft.config import Experiment
 from fedpeft.errors import RunError
-from fedpeft.preparation import prepare
-from fedpeft.random import Purpose, Stream
 from fedpeft.simulation import Simulation
-from fedpeft.training import Job, Settings
+from simulations.central import central
 from simulations.frontier.methods import FP32, Method
 from simulations.frontier.tasks import TASKS
 
 CENTRAL = "central"
-_RATES = ((1, 3, 3e-3), (2, 1, 6e-4))  # part of the streams, quarters of the steps, learning rate
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,11 @@ def outcome(work: Work) -> dict[str, Any]:
         "version": __version__,
         "quick": work.quick,
     }
-    row |= _federated(experiment) if work.method else _central(experiment, work)
+    row |= (
+        _federated(experiment)
+        if work.method
+        else dict(central(experiment, TASKS[work.task].central_epochs, 8 if work.quick else None))
+    )
     return {**row, "wall_s": round(time.perf_counter() - began, 1)}
 
 
@@ -86,17 +87,3 @@ def _federated(experiment: Experiment) -> dict[str, Any]:
         row[f"{way}_ratio_to_fp32"] = total[f"{way}_bytes"] / total[f"{way}_bytes_fp32"] if total else None
     row["bytes_per_site"] = row["up_bytes_per_site"] + row["down_bytes_per_site"]
     return {**row, "rounds": len(rounds), "numel": numel}
-
-
-def _central(experiment: Experiment, work: Work) -> dict[str, Any]:
-    """The same adapter trained on all sites' data in one place, by AdamW at batch 32 and then slower."""
-    data = experiment.data
-    prepared = prepare(experiment.model, experiment.peft, data.source, data.labels, experiment.seed)
-    trainer = prepared.trainer
-    train, vector = trainer.encode(prepared.train), trainer.adapted.read()
-    steps = 8 if work.quick else TASKS[work.task].central_epochs * len(train) // 32
-    for part, quarters, rate in _RATES:
-        streams = (Stream(experiment.seed, purpose, part) for purpose in (Purpose.DATA, Purpose.DROPOUT))
-        job = Job(vector, train, Settings(max(1, steps * quarters // 4), 32, rate), *streams)
-        vector = next(iter(trainer.train([job]))).vector
-    return dict(trainer.evaluate(vector, trainer.encode(prepared.test)))
