@@ -14,6 +14,7 @@ from fedpeft import kernels
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
+from fedpeft.ternary import TernaryDelta
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +182,14 @@ class Codec(ABC):
         Raises:
             PayloadError: the parts contradict each other.
         """
+
+    def planes(self, parts: Parts, space: Space, ctx: Context) -> TernaryDelta | None:
+        """What `decode` gives, as bit planes, where it is ternary; a strategy may merge those as they are.
+
+        Raises:
+            PayloadError: as `decode`.
+        """
+        return None
 
     def carried(self, space: Space, ctx: Context) -> Space:
         """The slots that updates of this round can change; all, unless overridden.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedpeft.codecs.base import Codec, Context, Layout, Parts, Transform
 from fedpeft.space import Space
+from fedpeft.ternary import TernaryDelta
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,6 +41,12 @@ class Chain(Codec):
         for transform in self.transforms:
             delta = transform.forward(delta, space, ctx)
         return self.codec.encode(delta, space, ctx)
+
+    def planes(self, parts: Parts, space: Space, ctx: Context) -> TernaryDelta | None:
+        """The last codec's, where no transform is to be inverted."""
+        if any(type(transform).inverse is not Transform.inverse for transform in self.transforms):
+            return None
+        return self.codec.planes(parts, space, ctx)
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """Decode, then invert the transforms, the last first."""

@@ -15,6 +15,7 @@ from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, P
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import device
 from fedpeft.space import Space
+from fedpeft.ternary import TernaryDelta
 
 
 @dataclass(frozen=True)
@@ -130,22 +131,31 @@ class Ternary(Codec):
         Raises:
             PayloadError: there are more or fewer signs than the mask keeps, or the stream is no code.
         """
-        scales = take(parts, "scale", Numbers)
-        if self.context:
-            stream = take(parts, "stream", Numbers).values
-            mask, signs = kernels.context.decode(stream, space.numel, grids(space), self.density)
-        else:
-            mask, signs = _received(take(parts, "mask", Plane), take(parts, "sign", Plane))
+        scales = take(parts, "scale", Numbers).values
+        mask, signs = self._kept(parts, space)
         out = np.empty(space.numel, dtype=np.float32)
-        kernels.unpack_ternary(mask, signs, self._bounds(space), scales.values, out)
+        kernels.unpack_ternary(mask, signs, self._bounds(space), scales, out)
         return torch.from_numpy(out)
 
+    def planes(self, parts: Parts, space: Space, ctx: Context) -> TernaryDelta:
+        """The same without writing it out.
 
-def _received(mask: Plane, sign: Plane) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    kept = kernels.popcount(mask.bits)
-    if sign.numel != kept:
-        raise PayloadError(Defect.COUNT, f"the mask keeps {kept} coordinates, but {sign.numel} signs came")
-    return mask.bits, sign.bits
+        Raises:
+            PayloadError: as `decode`.
+        """
+        scales = take(parts, "scale", Numbers).values
+        return TernaryDelta.of(*self._kept(parts, space), self._bounds(space), scales)
+
+    def _kept(self, parts: Parts, space: Space) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The mask, and the signs of what it keeps."""
+        if self.context:
+            stream = take(parts, "stream", Numbers).values
+            return kernels.context.decode(stream, space.numel, grids(space), self.density)
+        mask, sign = take(parts, "mask", Plane), take(parts, "sign", Plane)
+        kept = kernels.popcount(mask.bits)
+        if sign.numel != kept:
+            raise PayloadError(Defect.COUNT, f"the mask keeps {kept} coordinates, but {sign.numel} signs came")
+        return mask.bits, sign.bits
 
 
 def grids(space: Space) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from fedpeft import kernels, wire
 from fedpeft.codecs import Codec, Context, Identity, Parts
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
+from fedpeft.ternary import TernaryDelta
 
 WHOLE: Codec = Identity("float16")
 WHOLE_BYTES = 2  # a parameter
@@ -59,6 +60,23 @@ def decoded(came: Parts, codec: Codec, space: Space, ctx: Context) -> Float[Tens
     if not kernels.all_finite(vector.numpy()):
         raise PayloadError(Defect.NON_FINITE, f"{codec!r} decoded to infinity or NaN")
     return vector
+
+
+def received(
+    payload: bytes | memoryview, codec: Codec, space: Space, run: bytes, ctx: Context
+) -> Float[Tensor, " d"] | TernaryDelta:
+    """The vector of a payload, as bit planes where it is ternary.
+
+    Raises:
+        PayloadError: the bytes are not the payload that this receiver expects.
+    """
+    came = parts(payload, codec, space, run, ctx)
+    planes = codec.planes(came, space, ctx)
+    if planes is None:
+        return decoded(came, codec, space, ctx)
+    if not kernels.all_finite(planes.scales):
+        raise PayloadError(Defect.NON_FINITE, f"{codec!r} decoded to infinity or NaN")
+    return planes
 
 
 def largest(codec: Codec, space: Space) -> int:

@@ -33,7 +33,7 @@ class Plan:
         largest_weight: an update of a larger weight is refused.
 
     Raises:
-        ValueError: a number is out of range, or the strategy is no sum.
+        ValueError: a number is out of range, or the strategy does not fit the others.
     """
 
     rounds: int
@@ -72,8 +72,16 @@ class Plan:
                 raise ValueError(f"{name} must lie in [{low}, {high}], got {getattr(self, name)}")
         if self.schedule not in ("constant", "cosine", "linear"):
             raise ValueError(f"schedule must be 'constant', 'cosine' or 'linear', got {self.schedule!r}")
-        if not self.strategy.additive:
-            raise ValueError(f"{self.strategy} is no sum over clients, and the server folds updates one at a time")
+        if self.strategy.anchored and self.buffer:
+            raise ValueError(
+                f"{self.strategy} merges adapters that began at one start, and with buffer: {self.buffer} they do not; "
+                "set buffer: 0 or take a strategy of deltas"
+            )
+        asked = self.buffer or self.cohort or self.sites
+        if asked and asked < self.strategy.least:
+            raise ValueError(
+                f"{self.strategy} merges at least {self.strategy.least} updates, and {asked} are asked for"
+            )
 
     @property
     def update_codec(self) -> Codec:
@@ -94,4 +102,4 @@ class Plan:
     def needed(self, asked: int) -> int:
         """How many clients must be counted where so many are asked."""
         expected = self.buffer or self.cohort or self.sites or asked
-        return max(1, math.ceil(self.quorum * expected - 1e-9))
+        return max(self.strategy.least, math.ceil(self.quorum * expected - 1e-9))

@@ -15,6 +15,7 @@ from fedpeft.federation import broadcast, messages
 from fedpeft.federation.plan import Plan
 from fedpeft.federation.transport import Arrival, NodeId
 from fedpeft.space import Space
+from fedpeft.ternary import TernaryDelta
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,13 @@ class Replies:
                 raise FailedError(reply.failure.error[:2000], reply.failure.trace[-_LONGEST_TRACE:])
         raise RefusedError(Reason.BAD_PAYLOAD, "the reply holds no result")
 
-    def decode(self, node: NodeId, payload: bytes | memoryview, number: int) -> Float[Tensor, " d"]:
-        """The delta in a node's update to the task of a round.
+    def read(self, node: NodeId, payload: bytes | memoryview, number: int) -> Float[Tensor, " d"] | TernaryDelta:
+        """The delta in a node's update to the task of a round, as bit planes where it is ternary.
 
         Raises:
             PayloadError: the bytes are not such an update.
         """
-        return broadcast.unpack(payload, self._plan.update_codec, self._space, self._run, self._context(node, number))
+        return broadcast.received(payload, self._plan.update_codec, self._space, self._run, self._context(node, number))
 
     def _context(self, node: NodeId, number: int) -> Context:
         return Context(self._plan.seed, number, self._clients[node])

@@ -3,8 +3,9 @@
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,7 +20,7 @@ from fedpeft.federation.tasks import Tasks, publish
 from fedpeft.federation.transport import Arrival, NodeId, Parcel, Transport
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
-from fedpeft.strategies import Fold, Update
+from fedpeft.strategies import Context, Update
 
 _FINAL = (Reason.BAD_PAYLOAD, Reason.FAILED, Reason.POLICY, Reason.OTHER_SPACE, Reason.OTHER_RUN, Reason.OTHER_ROUND)
 _GIVEN_UP = 8  # rounds
@@ -102,13 +103,15 @@ class Round:
         self._journal.append("CLOSE", round=self.number)
 
     def merged(self) -> Float[Tensor, " d"]:
-        """One update in memory at a time, in node order, so that the sum has the same bits however replies came."""
-        fold = Fold(self._plan.strategy, self._space)
-        for record in self.accepted:
-            delta = self._replies.decode(record["node"], self._journal.get(record["payload"]), record["base"])
-            stale = self.number - record["base"]
-            fold.accumulate(Update(delta / math.sqrt(1 + stale) if stale else delta, record["weight"]))
-        return fold.finalize()
+        """What the strategy makes of the updates, in node order: it has the same bits however replies came."""
+        ctx = Context(self._space, self.public, self._plan.seed, self.number)
+        return self._plan.strategy.merge(_Counted(self.accepted, self._read), ctx)
+
+    def _read(self, record: Record) -> Update:
+        sent = self._replies.read(record["node"], self._journal.get(record["payload"]), record["base"])
+        if stale := self.number - record["base"]:
+            sent = sent * (1 / math.sqrt(1 + stale))
+        return Update(sent, record["weight"])
 
     def _open(self, step: bytes) -> None:
         """Choose who is asked: of who is there now, and, where the round is taken up again, who was counted before."""
@@ -244,6 +247,25 @@ class Round:
         raise QuorumError(
             f"round {self.number}: {counted} of {self._wanted} clients were counted, {self._needed} needed: {reasons}"
         )
+
+
+class _Counted(Sequence[Update]):
+    """The updates of a round, each read from the journal whenever it is asked for."""
+
+    def __init__(self, records: Sequence[Record], read: Callable[[Record], Update]) -> None:
+        self._records, self._read = records, read
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> Update: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Counted": ...
+    def __getitem__(self, index: int | slice) -> "Update | _Counted":
+        if isinstance(index, slice):
+            return _Counted(self._records[index], self._read)
+        return self._read(self._records[index])
 
 
 def _numbers(journal: Journal, number: int) -> dict[NodeId, int]:

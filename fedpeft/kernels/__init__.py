@@ -19,7 +19,7 @@ from fedpeft.kernels.rademacher import add_signed, signed_sums
 from fedpeft.kernels.ranks import keep_by_rank
 from fedpeft.kernels.select import all_finite, magnitude_threshold
 from fedpeft.kernels.strata import stratified
-from fedpeft.kernels.ternary import add_ternary, pack_ternary, unpack_ternary
+from fedpeft.kernels.ternary import add_ternary, align_planes, pack_ternary, unpack_ternary, write_planes
 from fedpeft.kernels.warm import is_warm, warm_up
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "add_outer",
     "add_signed",
     "add_ternary",
+    "align_planes",
     "all_finite",
     "block_edges",
     "block_largest",
@@ -64,4 +65,5 @@ __all__ = [
     "unpack_ternary",
     "walsh_hadamard",
     "warm_up",
+    "write_planes",
 ]

@@ -52,10 +52,15 @@ def pack_ternary(
     return mask, signs[: (int(kept.sum()) + 7) // 8], kept, sums[0], sums[1]
 
 
-def _word_planes(
+def align_planes(
     mask: NDArray[np.uint8], signs: NDArray[np.uint8], n: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Check both planes against each other and `n`, and give both as words, one bit per coordinate."""
+    """Give both planes as words, with one bit for each of `n` coordinates.
+
+    Raises:
+        PayloadError: they do not fit each other or `n`.
+    """
+    mask, signs = vector(mask, np.uint8, "mask"), vector(signs, np.uint8, "signs")
     if mask.size != (n + 7) // 8:
         raise PayloadError(Defect.SIZE, f"mask: expected {(n + 7) // 8} bytes, got {mask.size}")
     if n & 7 and mask[-1] >> (n & 7):
@@ -86,11 +91,20 @@ def unpack_ternary(
     Raises:
         PayloadError: the planes do not fit each other or `out`.
     """
-    mask, signs = vector(mask, np.uint8, "mask"), vector(signs, np.uint8, "signs")
+    write_planes(*align_planes(mask, signs, out.size), bounds, scales, out)
+
+
+def write_planes(
+    mask: NDArray[np.uint64],
+    negative: NDArray[np.uint64],
+    bounds: NDArray[np.int64],
+    scales: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Do the same from planes that `align_planes` made."""
     edges, scales = _slots(bounds, scales, "scales", out.size)
     writable(out, np.float32, "out")
-    wide, negative = _word_planes(mask, signs, out.size)
-    planes.write(wide, negative, np.array(edges), scales.view(np.uint32), out.view(np.uint32))
+    planes.write(mask, negative, np.array(edges), scales.view(np.uint32), out.view(np.uint32))
 
 
 def add_ternary(
@@ -106,8 +120,7 @@ def add_ternary(
     Raises:
         PayloadError: the planes do not fit each other or `total`.
     """
-    mask, signs = vector(mask, np.uint8, "mask"), vector(signs, np.uint8, "signs")
     edges, scales = _slots(bounds, scales, "scales", total.size)
     writable(total, np.float64, "total")
-    wide, negative = _word_planes(mask, signs, total.size)
+    wide, negative = align_planes(mask, signs, total.size)
     planes.add(wide, negative, np.array(edges), scales.astype(np.float64) * float(weight), total)

@@ -3,13 +3,16 @@
 from typing import Any
 
 from fedpeft import expressions
-from fedpeft.strategies.base import Fold, Strategy, Summands, Update
+from fedpeft.strategies.base import Additive, Broadcast, Context, Fold, Strategy, Summands, Update
 from fedpeft.strategies.mean import Mean
 from fedpeft.strategies.sign import SignElection
 
 NAMES: dict[str, Any] = {"Mean": Mean, "SignElection": SignElection}
 
 __all__ = [
+    "Additive",
+    "Broadcast",
+    "Context",
     "Fold",
     "Mean",
     "SignElection",

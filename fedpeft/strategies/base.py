@@ -1,9 +1,9 @@
-"""What a strategy is: a lift, a sum and a finish."""
+"""What a strategy is: many updates become one delta; most are a lift, a sum and a finish."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -11,64 +11,166 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.space import Space
+from fedpeft.ternary import TernaryDelta
 
 Summands: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What one client brings to the fold of a round.
+    """What one client brings to a merge.
 
     Args:
-        delta: shape (d,), float32.
+        sent: its delta, shape (d,), float32, or the bit planes of a ternary one.
         weight: > 0; usually the number of examples trained on.
+        statistics: what the strategy `needs` beyond the delta, by name.
     """
 
-    delta: Float[Tensor, " d"]
+    sent: Float[Tensor, " d"] | TernaryDelta
     weight: float = 1.0
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def delta(self) -> Float[Tensor, " d"]:
+        """The delta in float32; a ternary one is written out at each call."""
+        return self.sent.dense() if isinstance(self.sent, TernaryDelta) else self.sent
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the delta."""
+        return (self.sent.numel,) if isinstance(self.sent, TernaryDelta) else tuple(self.sent.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What updates are merged into.
+
+    Args:
+        space: of the adapter.
+        start: the adapter that the updates began at, shape (d,); None: zero, as where whole adapters are merged.
+        seed: of the run.
+        round: from 1.
+        told: what the pass before had found; empty in the first.
+    """
+
+    space: Space
+    start: Float[Tensor, " d"] | None = None
+    seed: int = 0
+    round: int = 0
+    told: Summands = field(default_factory=dict)
+
+    def adapter(self, update: Update) -> Float[Tensor, " d"]:
+        """The client's adapter after its training."""
+        return update.delta if self.start is None else self.start + update.delta
+
+    def delta(self, adapter: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+        """What leads from the start to an adapter."""
+        return adapter if self.start is None else adapter - self.start
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What a pass over the updates has found, for the next pass over them."""
+
+    told: Summands
 
 
 class Strategy(ABC):
-    """A rule that makes one delta of many: `finalize` of the sum of every client's `lift`.
+    """A rule that makes one delta of many.
 
-    Subclasses are frozen dataclasses. Because the middle is only `+`, the same rule streams in memory that does not
-    grow with the number of clients, merges up a tree, and can be summed under masks.
+    Subclasses are frozen dataclasses. What a class declares is what its users may rely on, and is tested:
+
+    * `additive`: it is a function of sums over clients, so that it streams in memory that does not grow with their
+      number, merges up a tree, and can be computed on masked sums;
+    * `passes`: how often the updates are read, in one round;
+    * `needs`: names of the statistics that it takes of each update;
+    * `ternary`: it takes the bit planes of ternary updates without writing them out;
+    * `anchored`: it works on adapters, not on deltas alone, so all updates must have begun at the same one;
+    * `least`: the fewest updates that it can merge.
     """
 
-    additive: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
+    ternary: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    anchored: ClassVar[bool] = False
+
+    @property
+    def passes(self) -> int:
+        """How often the updates are read."""
+        return 1
+
+    @property
+    def least(self) -> int:
+        """The fewest updates that can be merged."""
+        return 1
 
     @abstractmethod
-    def lift(self, update: Update, space: Space) -> Summands:
-        """The named float64 tensors that are summed over clients; shapes depend on the space alone."""
+    def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
+        """The merged delta, float32; reading an element of `updates` may decode it anew.
+
+        Raises:
+            ValueError: there is no update, one has another size, or a weight is not positive and finite.
+        """
+
+
+class Additive(Strategy):
+    """A strategy that is `finalize` of the sum of every client's `lift`."""
+
+    additive = True
 
     @abstractmethod
-    def finalize(self, total: Summands, space: Space) -> Float[Tensor, " d"]:
-        """The merged delta, float32, from the sums."""
+    def lift(self, update: Update, ctx: Context) -> Summands:
+        """The named float64 tensors that are summed over clients; shapes depend on the context alone."""
+
+    @abstractmethod
+    def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"] | Broadcast:
+        """The merged delta, float32, from the sums; or what the next pass is told."""
+
+    def accumulate(self, total: dict[str, Tensor], updates: Sequence[Update], ctx: Context) -> None:
+        """Add the lifts of updates, in order, to a total that is empty or holds those of others.
+
+        Override it where the summands need not be made one by one.
+        """
+        for update in updates:
+            for name, summand in self.lift(update, ctx).items():
+                if name in total:
+                    total[name] += summand
+                else:
+                    total[name] = summand.to(torch.float64, copy=True)
+
+    def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
+        """Fold the updates, once for each pass."""
+        for _ in range(self.passes):
+            fold = Fold(self, ctx)
+            for group in _groups(updates, 4 * ctx.space.numel):
+                fold.accumulate(*group)
+            found = fold.finalize()
+            if isinstance(found, Tensor):
+                return found
+            ctx = replace(ctx, told=found.told)
+        raise TypeError(f"{self} has found no delta in its {self.passes} passes")
 
 
 @dataclass
 class Fold:
-    """A strategy's running total: constant memory, however many clients.
+    """The running total of one pass of an additive strategy: constant memory, however many clients.
 
     Float sums depend on their order in the last bit, so a caller that promises bit-identity accumulates in node
-    order (`fedpeft.federation.server` does).
+    order (`fedpeft.federation.round` does).
     """
 
-    strategy: Strategy
-    space: Space
-    total: dict[str, Tensor] | None = None
+    strategy: Additive
+    ctx: Context
+    total: dict[str, Tensor] = field(default_factory=dict)
 
-    def accumulate(self, update: Update) -> None:
-        """Add one client.
+    def accumulate(self, *updates: Update) -> None:
+        """Add clients, all of them or none.
 
         Raises:
-            ValueError: the delta has another size, or the weight is not positive and finite.
+            ValueError: a delta has another size, or a weight is not positive and finite.
         """
-        if update.delta.shape != (self.space.numel,):
-            raise ValueError(f"expected a delta of shape ({self.space.numel},), got {tuple(update.delta.shape)}")
-        if not 0 < update.weight < math.inf:
-            raise ValueError(f"a weight must be positive and finite, got {update.weight}")
-        self._add(self.strategy.lift(update, self.space))
+        check(updates, self.ctx)
+        self.strategy.accumulate(self.total, updates, self.ctx)
 
     def merge(self, other: "Fold") -> None:
         """Add the total of another fold: one branch of a tree.
@@ -76,24 +178,50 @@ class Fold:
         Raises:
             ValueError: the other fold is of another strategy or space.
         """
-        if (other.strategy, other.space) != (self.strategy, self.space):
+        if (other.strategy, other.ctx.space) != (self.strategy, self.ctx.space):
             raise ValueError(f"cannot add a total of {other.strategy} to one of {self.strategy}, or of another space")
-        if other.total is not None:
-            self._add(other.total)
+        for name, summand in other.total.items():
+            if name in self.total:
+                self.total[name] += summand
+            else:
+                self.total[name] = summand.clone()
 
-    def finalize(self) -> Float[Tensor, " d"]:
-        """The merged delta.
+    def finalize(self) -> Float[Tensor, " d"] | Broadcast:
+        """The merged delta, or what the next pass is told.
 
         Raises:
             ValueError: nobody contributed.
         """
-        if self.total is None:
+        if not self.total:
             raise ValueError("there is nothing to merge: no client contributed")
-        return self.strategy.finalize(self.total, self.space)
+        return self.strategy.finalize(self.total, self.ctx)
 
-    def _add(self, summands: Summands) -> None:
-        if self.total is None:
-            self.total = {name: tensor.to(torch.float64, copy=True) for name, tensor in summands.items()}
-        else:
-            for name, tensor in summands.items():
-                self.total[name] += tensor
+
+def check(updates: Sequence[Update], ctx: Context) -> None:
+    """Pass where every update may be merged.
+
+    Raises:
+        ValueError: a delta has another size, or a weight is not positive and finite.
+    """
+    for update in updates:
+        if update.shape != (ctx.space.numel,):
+            raise ValueError(f"expected a delta of shape ({ctx.space.numel},), got {update.shape}")
+        if not 0 < update.weight < math.inf:
+            raise ValueError(f"a weight must be positive and finite, got {update.weight}")
+
+
+def _groups(updates: Sequence[Update], most_bytes: int) -> Iterator[Sequence[Update]]:
+    """All updates at once where they are in memory anyway; else as many as fill so many bytes, and at least one."""
+    if isinstance(updates, list | tuple):
+        if updates:
+            yield updates
+        return
+    group, held = [], 0
+    for update in updates:
+        group.append(update)
+        held += update.sent.nbytes
+        if held >= most_bytes:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group

@@ -6,31 +6,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.space import Space
-from fedpeft.strategies.base import Strategy, Summands, Update
+from fedpeft.strategies.base import Additive, Context, Summands, Update
 
 
 @dataclass(frozen=True)
-class Mean(Strategy):
+class Mean(Additive):
     """FedAvg: sum_k n_k x_k / sum_k n_k.
 
     McMahan, Moore, Ramage, Hampson and Agüera y Arcas, 2017, arXiv 1602.05629, algorithm 1. On LoRA factors it is
     FedIT (Zhang et al., 2023, arXiv 2305.05644): the mean of A and the mean of B, not of their products.
 
-    >>> from fedpeft.space import Slot
-    >>> from fedpeft.strategies.base import Fold
-    >>> fold = Fold(Mean(), Space((Slot("a", (2,), "head"),)))
-    >>> fold.accumulate(Update(torch.tensor([1.0, 0.0]), weight=3.0))
-    >>> fold.accumulate(Update(torch.tensor([0.0, 4.0]), weight=1.0))
-    >>> fold.finalize()
+    >>> from fedpeft.space import Slot, Space
+    >>> ctx = Context(Space((Slot("a", (2,), "head"),)))
+    >>> Mean().merge([Update(torch.tensor([1.0, 0.0]), 3.0), Update(torch.tensor([0.0, 4.0]), 1.0)], ctx)
     tensor([0.7500, 1.0000])
     """
 
-    def lift(self, update: Update, space: Space) -> Summands:
+    def lift(self, update: Update, ctx: Context) -> Summands:
         """The weighted delta, and the weight."""
         weighted = update.delta.to(torch.float64, copy=True).mul_(update.weight)
         return {"sum": weighted, "weight": torch.tensor(update.weight, dtype=torch.float64)}
 
-    def finalize(self, total: Summands, space: Space) -> Float[Tensor, " d"]:
+    def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"]:
         """The quotient of the sums."""
         return (total["sum"] / total["weight"]).float()

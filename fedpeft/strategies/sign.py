@@ -7,12 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.space import Space
-from fedpeft.strategies.base import Strategy, Summands, Update
+from fedpeft.strategies.base import Additive, Context, Summands, Update
 
 
 @dataclass(frozen=True)
-class SignElection(Strategy):
+class SignElection(Additive):
     """The elect and merge steps of TIES; its trim step is the client's codec (`Ternary`, or any sparse one).
 
     Yadav, Tam, Choshen, Raffel and Bansal, 2023, arXiv 2306.01708, section 3: gamma = sgn(sum_k x_k), and the merged
@@ -38,7 +37,7 @@ class SignElection(Strategy):
         if self.average not in ("agreeing", "all"):
             raise ValueError(f"average must be 'agreeing' or 'all', got {self.average!r}")
 
-    def lift(self, update: Update, space: Space) -> Summands:
+    def lift(self, update: Update, ctx: Context) -> Summands:
         """Positive and negative parts, and whose they are."""
         x, n = update.delta.double(), update.weight
         return {
@@ -49,7 +48,7 @@ class SignElection(Strategy):
             "weight": torch.tensor(n, dtype=torch.float64),
         }
 
-    def finalize(self, total: Summands, space: Space) -> Float[Tensor, " d"]:
+    def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"]:
         """Elect, then merge."""
         plus, minus, weight_plus, weight_minus = (
             total[name] for name in ("plus", "minus", "weight_plus", "weight_minus")

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -648,12 +648,31 @@ def test_a_quorum_is_a_fraction_and_not_its_rounding() -> None:
     assert Plan(rounds=1, quorum=0.5).needed(3) == 2
 
 
-def test_a_strategy_that_is_no_sum_is_refused_at_once() -> None:
-    class Picky(strategies.Mean):
-        additive = False
+def test_a_strategy_that_does_not_fit_the_plan_is_refused_at_once() -> None:
+    class OfAdapters(strategies.Mean):
+        anchored = True
 
-    with pytest.raises(ValueError, match="is no sum over clients"):
-        replace(PLAN, strategy=Picky())
+    class OfFive(strategies.Mean):
+        least = 5
+
+    with pytest.raises(ValueError, match="merges adapters that began at one start, and with buffer: 2 they do not"):
+        replace(PLAN, strategy=OfAdapters(), buffer=2)
+    with pytest.raises(ValueError, match="merges at least 5 updates, and 3 are asked for"):
+        replace(PLAN, strategy=OfFive(), sites=3)
+    assert Plan(rounds=1, quorum=0.1, strategy=OfFive()).needed(10) == 5
+
+
+def test_a_strategy_that_is_no_sum_reads_the_counted_updates_as_a_sequence(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Last(strategies.Strategy):
+        def merge(self, updates, ctx):
+            assert len(updates) == 3 and [u.weight for u in updates[:2]] == [u.weight for u in updates][:2]
+            assert torch.equal(ctx.adapter(updates[-1]), ctx.start + updates[-1].delta)
+            return updates[-1].delta
+
+    first = replace(PLAN, rounds=1, strategy=Last(), codec=Ternary(density=0.3))
+    moved = run(first, tmp_path / "last")[0].state.vector
+    assert not torch.equal(moved, run(replace(first, strategy=strategies.Mean()), tmp_path / "mean")[0].state.vector)
 
 
 def test_a_run_of_other_rules_is_not_taken_up(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from fedpeft import strategies
 from fedpeft.space import Slot, Space
-from fedpeft.strategies import NAMES, Fold, Mean, SignElection, Strategy, Update
+from fedpeft.strategies import NAMES, Context, Fold, Mean, SignElection, Strategy, Update
 from tests.codecs.examples import without_type_checks
 
 STRATEGIES = [Mean(), *(SignElection(e, a) for e in ("sum", "count") for a in ("agreeing", "all"))]
@@ -35,7 +35,7 @@ def updates(clients, kind="normal", space=SPACE):
 
 
 def fold(strategy, cohort, space=SPACE):
-    folded = Fold(strategy, space)
+    folded = Fold(strategy, Context(space))
     for update in cohort:
         folded.accumulate(update)
     return folded
@@ -75,8 +75,8 @@ def test_repr_is_the_expression(strategy):
 @pytest.mark.parametrize("kind", ["normal", "integers", "huge"])
 def test_streaming_equals_batch(strategy, clients, kind):
     cohort = updates(clients, kind)
-    lifted = [strategy.lift(update, SPACE) for update in cohort]
-    batch = Fold(strategy, SPACE, {n: torch.stack([s[n] for s in lifted]).sum(0) for n in lifted[0]})
+    lifted = [strategy.lift(update, Context(SPACE)) for update in cohort]
+    batch = Fold(strategy, Context(SPACE), {n: torch.stack([s[n] for s in lifted]).sum(0) for n in lifted[0]})
     assert_same(fold(strategy, cohort), batch, exact=kind == "integers")
 
 
@@ -88,7 +88,7 @@ def test_any_tree_and_any_order_equal_flat(strategy, clients, kind):
     flat = fold(strategy, cohort)
     for seed in range(5):
         draw = np.random.default_rng(seed)
-        branches = [fold(strategy, [cohort[i]]) for i in draw.permutation(clients)] + [Fold(strategy, SPACE)]
+        branches = [fold(strategy, [cohort[i]]) for i in draw.permutation(clients)] + [Fold(strategy, Context(SPACE))]
         while len(branches) > 1:
             left = branches.pop(draw.integers(len(branches)))
             branches[draw.integers(len(branches))].merge(left)
@@ -130,7 +130,7 @@ def test_a_weight_of_zero_is_absence_and_is_refused(strategy, weight):
 )
 @without_type_checks()
 def test_a_delta_of_another_size_is_refused(strategy, shape):
-    folded = Fold(strategy, SPACE)
+    folded = Fold(strategy, Context(SPACE))
     with pytest.raises(ValueError, match=rf"expected a delta of shape \({SPACE.numel},\), got \("):
         folded.accumulate(Update(torch.zeros(shape)))
     with pytest.raises(ValueError, match="nothing to merge"):
@@ -188,9 +188,9 @@ def test_a_merge_is_a_finite_float32_delta_between_the_clients(strategy, clients
 def test_a_lift_is_float64_of_a_size_that_no_client_changes_and_leaves_its_update_alone(strategy):
     cohort = updates(4) + updates(4, "ternary")
     before = [u.delta.clone() for u in cohort]
-    folded, shapes = Fold(strategy, SPACE), set()
+    folded, shapes = Fold(strategy, Context(SPACE)), set()
     for update in cohort:
-        lifted = strategy.lift(update, SPACE)
+        lifted = strategy.lift(update, Context(SPACE))
         assert all(tensor.dtype == torch.float64 for tensor in lifted.values())
         shapes.add(tuple((name, tensor.shape) for name, tensor in sorted(lifted.items())))
         folded.accumulate(update)
@@ -203,10 +203,10 @@ def test_a_lift_is_float64_of_a_size_that_no_client_changes_and_leaves_its_updat
 @every_strategy
 def test_merging_copies_and_an_empty_branch_adds_nothing(strategy):
     cohort = updates(4)
-    root, branch = Fold(strategy, SPACE), fold(strategy, cohort[:2])
-    root.merge(Fold(strategy, SPACE))
+    root, branch = Fold(strategy, Context(SPACE)), fold(strategy, cohort[:2])
+    root.merge(Fold(strategy, Context(SPACE)))
     root.merge(branch)
-    root.merge(Fold(strategy, SPACE))
+    root.merge(Fold(strategy, Context(SPACE)))
     kept = fold(strategy, cohort[:2])
     branch.accumulate(cohort[2])
     assert_same(root, kept, exact=True)
@@ -226,7 +226,7 @@ def test_a_branch_of_another_strategy_or_space_is_refused(strategy):
 def test_a_fold_can_be_written_down_and_taken_up(strategy):
     cohort = updates(6)
     half = fold(strategy, cohort[:3])
-    again = Fold(strategy, SPACE, {name: tensor.clone() for name, tensor in half.total.items()})
+    again = Fold(strategy, Context(SPACE), {name: tensor.clone() for name, tensor in half.total.items()})
     for update in cohort[3:]:
         again.accumulate(update)
     assert_same(again, fold(strategy, cohort), exact=True)

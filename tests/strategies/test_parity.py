@@ -10,7 +10,7 @@ import torch
 from peft.utils import merge_utils
 
 from fedpeft.space import Slot, Space
-from fedpeft.strategies import Fold, Mean, SignElection, Update
+from fedpeft.strategies import Context, Fold, Mean, SignElection, Update
 
 SHAPES = {"layer.lora_A": (3, 17), "layer.lora_B": (29, 3), "head": (2, 5, 7), "bias": (11,)}
 SPACE = Space(tuple(Slot(name, shape, "lora") for name, shape in SHAPES.items()))
@@ -26,7 +26,7 @@ def adapters(clients):
 
 
 def merged(strategy, tensors, weights):
-    fold = Fold(strategy, SPACE)
+    fold = Fold(strategy, Context(SPACE))
     for one, weight in zip(tensors, weights, strict=True):
         fold.accumulate(Update(SPACE.flatten(one), float(weight)))
     return SPACE.tensors(fold.finalize())
@@ -106,7 +106,7 @@ def test_weighted_election_is_the_formula(elect, average, clients):
     draw = np.random.default_rng(clients)
     x = np.round(draw.standard_normal((clients, SPACE.numel)) * 3)
     n = draw.integers(1, 5, clients).astype(float)
-    fold = Fold(SignElection(elect, average), SPACE)
+    fold = Fold(SignElection(elect, average), Context(SPACE))
     for row, weight in zip(x, n, strict=True):
         fold.accumulate(Update(torch.from_numpy(row).float(), weight))
     expected = by_the_formula(x, n, elect, average)
