@@ -140,6 +140,7 @@ class Additive(Strategy):
 
     def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
         """Fold the updates, once for each pass."""
+        check_number(self, updates)
         for _ in range(self.passes):
             fold = Fold(self, ctx)
             for group in _groups(updates, 4 * ctx.space.numel):
@@ -195,6 +196,16 @@ class Fold:
         if not self.total:
             raise ValueError("there is nothing to merge: no client contributed")
         return self.strategy.finalize(self.total, self.ctx)
+
+
+def check_number(strategy: Strategy, updates: Sequence[Update]) -> None:
+    """Pass where there are enough updates for a strategy.
+
+    Raises:
+        ValueError: there are fewer than its `least`.
+    """
+    if len(updates) < strategy.least:
+        raise ValueError(f"{strategy} merges at least {strategy.least} updates, got {len(updates)}")
 
 
 def check(updates: Sequence[Update], ctx: Context) -> None:
