@@ -27,7 +27,7 @@ def test_every_public_strategy_is_held_to_the_laws():
     known = {e.strategy for e in EXAMPLES}
     assert {type(strategy) for strategy in known} == {kind for kind in NAMES.values() if isinstance(kind, type)}
     assert len(known) == len(EXAMPLES)
-    laws = set(["alone", "between", "scale", "split", "proportion", "weightless", "order", "nothing", "huge"])
+    laws = {"alone", "between", "scale", "split", "proportion", "weightless", "order", "nothing", "huge"}
     assert all(e.breaks <= laws for e in EXAMPLES)
 
 
