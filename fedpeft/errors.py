@@ -62,6 +62,7 @@ class Defect(StrEnum):
     NON_FINITE = "non-finite"
     NORM = "norm"
     WEIGHT = "weight"
+    STATISTIC = "statistic"
 
 
 class PayloadError(FedpeftError):

@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     DROPOUT = 6
     CODEC_SHARED = 7
     CODEC_PRIVATE = 8
+    SUPERMASK = 9
 
 
 @dataclass(frozen=True)

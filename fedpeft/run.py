@@ -8,6 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from jaxtyping import Float
+from torch import Tensor
+
 from fedpeft import __version__, config, report
 from fedpeft.config import Experiment
 from fedpeft.data import Example
@@ -16,6 +19,7 @@ from fedpeft.errors import ConfigError, JournalError, RunError
 from fedpeft.federation import Journal, Server, Transport, Watch, unwatched
 from fedpeft.preparation import Prepared, Say, prepare
 from fedpeft.random import Purpose, Stream
+from fedpeft.training.supermask import Supermask
 
 Connect = Callable[[Prepared, Path], Transport]
 
@@ -87,7 +91,9 @@ class Run:
                 experiment.model, experiment.peft, experiment.data.source, experiment.data.labels, experiment.seed, say
             )
             self._trainer, self.labels, self.space = prepared.trainer, prepared.labels, prepared.space
-            start = self._trainer.adapted.read()
+            density = experiment.training.supermask
+            self._mask = Supermask(self.space, density, experiment.seed) if density else None
+            start = self._mask.first_scores() if self._mask else self._trainer.adapted.read()
             self._test = self._trainer.encode(prepared.test)
             sample = self._trainer.encode(_subset(prepared.test, experiment))
             self.test_size = len(sample)
@@ -102,11 +108,11 @@ class Run:
                 start,
                 transport,
                 self._journal,
-                evaluate=(lambda vector: self._trainer.evaluate(vector, sample)) if len(sample) else None,
+                evaluate=(lambda vector: self._trainer.evaluate(self._adapter(vector), sample)) if len(sample) else None,
                 watch=watch,
             )
         except ValueError as error:
-            raise ConfigError(f"codec or broadcast does not fit the adapter: {error}") from None
+            raise ConfigError(f"codec, broadcast or strategy does not fit the adapter: {error}") from None
 
     def run(self) -> Iterator[dict[str, Any]]:
         """The rounds that are left, each yielded once it is committed; then the adapter is saved.
@@ -131,16 +137,20 @@ class Run:
 
     def measure(self) -> Mapping[str, float]:
         """Loss and accuracy of the global adapter on all held-out examples, not `data.test_examples` of them."""
-        return self._trainer.evaluate(self.server.state.vector, self._test)
+        return self._trainer.evaluate(self._adapter(self.server.state.vector), self._test)
 
     def save(self) -> Path:
         """Write the global adapter in PEFT's format; returns its folder."""
         folder = self.folder / "adapter"
-        self._trainer.adapted.adapter(self.server.state.vector).save(folder)
+        self._trainer.adapted.adapter(self._adapter(self.server.state.vector)).save(folder)
         if self.labels:
             write_durably(folder / "labels.json", json.dumps(list(self.labels), indent=1).encode())
         write_durably(folder / "README.md", self._card().encode())
         return folder
+
+    def _adapter(self, vector: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+        """The adapter that a vector stands for: itself, or what its scores choose."""
+        return self._mask.adapter(vector) if self._mask else vector
 
     def sites(self) -> Mapping[str, Mapping[str, int]]:
         """What is known of each site, by name: `examples`, and `labels` (how many classes) where that is known."""

@@ -25,7 +25,7 @@ METHODS = (
     ("Identity()", "Mean()", "SGD(lr=1.0)"),
     (TERNARY, "Mean()", "SGD(lr=1.0)"),
     # The mean over those who agree is longer than the mean over all: a smaller step of the server.
-    (TERNARY, "SignElection()", "SGD(lr=0.3)"),
+    (TERNARY, "TIES(trim='none')", "SGD(lr=0.3)"),
 )
 COLUMNS = ("codec", "strategy", "server_optimizer", "seed", "rounds", "accuracy", "loss", "up_bytes_per_site",
            "up_ratio_to_fp32", "down_bytes_per_site", "down_ratio_to_fp32", "central_accuracy")  # fmt: skip

@@ -8,20 +8,22 @@ import yaml
 from fedpeft.codecs import ErrorFeedback, Ternary
 from fedpeft.config import Experiment, load
 from fedpeft.errors import ConfigError
-from fedpeft.strategies import SignElection
+from fedpeft.strategies import TIES
 
 
 def test_an_experiment_survives_its_own_yaml(tmp_path: Path) -> None:
-    chosen = load(None, ["rounds=3", "training.learning_rate=1e-4", "strategy=SignElection(elect='count')"])
+    chosen = load(None, ["rounds=3", "training.learning_rate=1e-4", "strategy=TIES(elect='count')"])
     (tmp_path / "config.yaml").write_text(chosen.to_yaml())
     assert load(tmp_path / "config.yaml") == chosen
     assert (chosen.rounds, chosen.training.learning_rate) == (3, 1e-4)
 
 
 def test_the_plan_holds_what_the_expressions_name() -> None:
-    plan = load(None, ["codec=ErrorFeedback(Ternary(0.1, scale='norm'), decay=0.9)", "strategy=SignElection()"]).plan()
+    plan = load(
+        None, ["codec=ErrorFeedback(Ternary(0.1, scale='norm'), decay=0.9)", "strategy=TIES(trim='none')"]
+    ).plan()
     assert plan.codec == ErrorFeedback(Ternary(density=0.1, scale="norm"), decay=0.9)
-    assert plan.strategy == SignElection()
+    assert plan.strategy == TIES(trim="none")
     assert plan.update_codec == Ternary(density=0.1, scale="norm")
 
 

@@ -9,7 +9,7 @@ from fedpeft import codecs, strategies
 from fedpeft.codecs import NAMES, Clip, ErrorFeedback, Identity, Ternary, Uniform, chain, per_slot
 from fedpeft.errors import ConfigError
 from fedpeft.expressions import nearest, parse
-from fedpeft.strategies import Mean, SignElection
+from fedpeft.strategies import TIES, Mean
 from tests.codecs.examples import without_type_checks
 
 
@@ -69,7 +69,7 @@ def test_codecs(text, codec):
 
 def test_strategies():
     assert strategies.parse("Mean()") == Mean()
-    assert strategies.parse("SignElection('count', average='all')") == SignElection("count", "all")
+    assert strategies.parse("TIES(0.5, trim='none', elect='count')") == TIES(0.5, "none", "count")
 
 
 REFUSED = {

@@ -100,7 +100,7 @@ def test_a_site_that_went_missing_on_disk_gets_the_adapter_again(tmp_path: Path)
         ({"peft": "LoraConfig(r=2, target_modules=['no_such'])"}, "peft: LoraConfig does not fit this model"),
         (
             {"codec": "per_slot({'lora_C': Ternary()}, default=Identity())"},
-            "codec or broadcast does not fit the adapter",
+            "codec, broadcast or strategy does not fit the adapter",
         ),
         ({"model": {"name": "no/such-model"}}, "model: 'no/such-model' cannot be loaded"),
         ({"roundz": 3}, "roundz: there is no such key; did you mean 'rounds'"),

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64peft/v1/federation.proto\x12\nfedpeft.v1\"\x86\x02\n\x04Task\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06\x63lient\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\r\n\x05space\x18\x05 \x01(\t\x12)\n\nbroadcasts\x18\x06 \x03(\x0b\x32\x15.fedpeft.v1.Broadcast\x12\r\n\x05\x63odec\x18\x07 \x01(\t\x12&\n\x08settings\x18\x08 \x01(\x0b\x32\x14.fedpeft.v1.Settings\x12\x0f\n\x07\x63ounted\x18\t \x01(\r\x12\x0f\n\x07refused\x18\n \x01(\r\x12\x10\n\x08strategy\x18\x0b \x01(\t\x12\x0e\n\x06merged\x18\x0c \x01(\r\x12\x0f\n\x07privacy\x18\r \x03(\t\"Q\n\tBroadcast\x12\x12\n\nfrom_round\x18\x01 \x01(\r\x12\x10\n\x08to_round\x18\x02 \x01(\r\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\x92\x01\n\x08Settings\x12\x13\n\x0blocal_steps\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x04 \x01(\x01\x12\x11\n\tclip_norm\x18\x05 \x01(\x01\x12\x0e\n\x06labels\x18\x06 \x01(\t\x12\r\n\x05start\x18\x07 \x01(\t\"\xa3\x01\n\x05Reply\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\r\x12$\n\x06update\x18\x03 \x01(\x0b\x32\x12.fedpeft.v1.UpdateH\x00\x12&\n\x07refusal\x18\x04 \x01(\x0b\x32\x13.fedpeft.v1.RefusalH\x00\x12&\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x13.fedpeft.v1.FailureH\x00\x42\x08\n\x06result\"\x80\x01\n\x06Update\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x30\n\x07metrics\x18\x03 \x03(\x0b\x32\x1f.fedpeft.v1.Update.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01J\x04\x08\x01\x10\x02\")\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\'\n\x07\x46\x61ilure\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\r\n\x05trace\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64peft/v1/federation.proto\x12\nfedpeft.v1\"\x9a\x02\n\x04Task\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06\x63lient\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\r\n\x05space\x18\x05 \x01(\t\x12)\n\nbroadcasts\x18\x06 \x03(\x0b\x32\x15.fedpeft.v1.Broadcast\x12\r\n\x05\x63odec\x18\x07 \x01(\t\x12&\n\x08settings\x18\x08 \x01(\x0b\x32\x14.fedpeft.v1.Settings\x12\x0f\n\x07\x63ounted\x18\t \x01(\r\x12\x0f\n\x07refused\x18\n \x01(\r\x12\x10\n\x08strategy\x18\x0b \x01(\t\x12\x0e\n\x06merged\x18\x0c \x01(\r\x12\x0f\n\x07privacy\x18\r \x03(\t\x12\x12\n\nstatistics\x18\x0e \x03(\t\"Q\n\tBroadcast\x12\x12\n\nfrom_round\x18\x01 \x01(\r\x12\x10\n\x08to_round\x18\x02 \x01(\r\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\xa5\x01\n\x08Settings\x12\x13\n\x0blocal_steps\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x04 \x01(\x01\x12\x11\n\tclip_norm\x18\x05 \x01(\x01\x12\x0e\n\x06labels\x18\x06 \x01(\t\x12\r\n\x05start\x18\x07 \x01(\t\x12\x11\n\tsupermask\x18\x08 \x01(\x01\"\xa3\x01\n\x05Reply\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\r\x12$\n\x06update\x18\x03 \x01(\x0b\x32\x12.fedpeft.v1.UpdateH\x00\x12&\n\x07refusal\x18\x04 \x01(\x0b\x32\x13.fedpeft.v1.RefusalH\x00\x12&\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x13.fedpeft.v1.FailureH\x00\x42\x08\n\x06result\"\x8f\x01\n\x06Update\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x30\n\x07metrics\x18\x03 \x03(\x0b\x32\x1f.fedpeft.v1.Update.MetricsEntry\x12\r\n\x05sizes\x18\x04 \x03(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01J\x04\x08\x01\x10\x02\")\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\'\n\x07\x46\x61ilure\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\r\n\x05trace\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATE_METRICSENTRY']._loaded_options = None
   _globals['_UPDATE_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_TASK']._serialized_start=44
-  _globals['_TASK']._serialized_end=306
-  _globals['_BROADCAST']._serialized_start=308
-  _globals['_BROADCAST']._serialized_end=389
-  _globals['_SETTINGS']._serialized_start=392
-  _globals['_SETTINGS']._serialized_end=538
-  _globals['_REPLY']._serialized_start=541
-  _globals['_REPLY']._serialized_end=704
-  _globals['_UPDATE']._serialized_start=707
-  _globals['_UPDATE']._serialized_end=835
-  _globals['_UPDATE_METRICSENTRY']._serialized_start=783
-  _globals['_UPDATE_METRICSENTRY']._serialized_end=829
-  _globals['_REFUSAL']._serialized_start=837
-  _globals['_REFUSAL']._serialized_end=878
-  _globals['_FAILURE']._serialized_start=880
-  _globals['_FAILURE']._serialized_end=919
+  _globals['_TASK']._serialized_end=326
+  _globals['_BROADCAST']._serialized_start=328
+  _globals['_BROADCAST']._serialized_end=409
+  _globals['_SETTINGS']._serialized_start=412
+  _globals['_SETTINGS']._serialized_end=577
+  _globals['_REPLY']._serialized_start=580
+  _globals['_REPLY']._serialized_end=743
+  _globals['_UPDATE']._serialized_start=746
+  _globals['_UPDATE']._serialized_end=889
+  _globals['_UPDATE_METRICSENTRY']._serialized_start=837
+  _globals['_UPDATE_METRICSENTRY']._serialized_end=883
+  _globals['_REFUSAL']._serialized_start=891
+  _globals['_REFUSAL']._serialized_end=932
+  _globals['_FAILURE']._serialized_start=934
+  _globals['_FAILURE']._serialized_end=973
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("run", "round", "client", "seed", "space", "broadcasts", "codec", "settings", "counted", "refused", "strategy", "merged", "privacy")
+    __slots__ = ("run", "round", "client", "seed", "space", "broadcasts", "codec", "settings", "counted", "refused", "strategy", "merged", "privacy", "statistics")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Task(_message.Message):
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     MERGED_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     run: bytes
     round: int
     client: int
@@ -34,7 +35,8 @@ class Task(_message.Message):
     strategy: str
     merged: int
     privacy: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., client: _Optional[int] = ..., seed: _Optional[int] = ..., space: _Optional[str] = ..., broadcasts: _Optional[_Iterable[_Union[Broadcast, _Mapping]]] = ..., codec: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., counted: _Optional[int] = ..., refused: _Optional[int] = ..., strategy: _Optional[str] = ..., merged: _Optional[int] = ..., privacy: _Optional[_Iterable[str]] = ...) -> None: ...
+    statistics: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., client: _Optional[int] = ..., seed: _Optional[int] = ..., space: _Optional[str] = ..., broadcasts: _Optional[_Iterable[_Union[Broadcast, _Mapping]]] = ..., codec: _Optional[str] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., counted: _Optional[int] = ..., refused: _Optional[int] = ..., strategy: _Optional[str] = ..., merged: _Optional[int] = ..., privacy: _Optional[_Iterable[str]] = ..., statistics: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Broadcast(_message.Message):
     __slots__ = ("from_round", "to_round", "codec", "payload")
@@ -49,7 +51,7 @@ class Broadcast(_message.Message):
     def __init__(self, from_round: _Optional[int] = ..., to_round: _Optional[int] = ..., codec: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("local_steps", "batch_size", "learning_rate", "weight_decay", "clip_norm", "labels", "start")
+    __slots__ = ("local_steps", "batch_size", "learning_rate", "weight_decay", "clip_norm", "labels", "start", "supermask")
     LOCAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +59,7 @@ class Settings(_message.Message):
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
+    SUPERMASK_FIELD_NUMBER: _ClassVar[int]
     local_steps: int
     batch_size: int
     learning_rate: float
@@ -64,7 +67,8 @@ class Settings(_message.Message):
     clip_norm: float
     labels: str
     start: str
-    def __init__(self, local_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., clip_norm: _Optional[float] = ..., labels: _Optional[str] = ..., start: _Optional[str] = ...) -> None: ...
+    supermask: float
+    def __init__(self, local_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., clip_norm: _Optional[float] = ..., labels: _Optional[str] = ..., start: _Optional[str] = ..., supermask: _Optional[float] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("run", "round", "update", "refusal", "failure")
@@ -81,7 +85,7 @@ class Reply(_message.Message):
     def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Update(_message.Message):
-    __slots__ = ("weight", "metrics")
+    __slots__ = ("weight", "metrics", "sizes")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -91,9 +95,11 @@ class Update(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
     weight: float
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, weight: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, weight: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "detail")

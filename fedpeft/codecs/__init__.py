@@ -29,12 +29,15 @@ from fedpeft.codecs.identity import Identity
 from fedpeft.codecs.logbyte import LogByte
 from fedpeft.codecs.lowrank import LowRank
 from fedpeft.codecs.magnitude import MagnitudeMask
+from fedpeft.codecs.public import PublicSupport
 from fedpeft.codecs.qsgd import QSGD
+from fedpeft.codecs.ranks import Ranks
 from fedpeft.codecs.rotated import Rotated
 from fedpeft.codecs.srht import SRHT
-from fedpeft.codecs.support import PublicSupport, RandomMask
+from fedpeft.codecs.support import RandomMask
 from fedpeft.codecs.ternary import Ternary
 from fedpeft.codecs.topk import TopK
+from fedpeft.codecs.turns import Turns
 from fedpeft.codecs.uniform import Uniform
 
 NAMES: dict[str, Any] = {
@@ -53,10 +56,12 @@ NAMES: dict[str, Any] = {
     "PublicSupport": PublicSupport,
     "QSGD": QSGD,
     "RandomMask": RandomMask,
+    "Ranks": Ranks,
     "Rotated": Rotated,
     "SRHT": SRHT,
     "Ternary": Ternary,
     "TopK": TopK,
+    "Turns": Turns,
     "Uniform": Uniform,
     "chain": chain,
     "per_slot": per_slot,
@@ -87,11 +92,13 @@ __all__ = [
     "Plane",
     "PublicSupport",
     "RandomMask",
+    "Ranks",
     "Rotated",
     "Symbols",
     "Ternary",
     "TopK",
     "Transform",
+    "Turns",
     "Uniform",
     "chain",
     "parse",

@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -132,19 +133,23 @@ def fit(parts: Parts, layout: Layout) -> Parts:
 
 @dataclass(frozen=True)
 class Context:
-    """Who encodes, and when: what a codec may draw randomness from.
+    """Who encodes, and when: what a codec may draw randomness from, and what both ends hold already.
 
     Args:
         seed: the run's seed.
         round: the round, from 1.
         client: number of the client whose delta it is.
         part: which group of slots, where a codec treats groups apart.
+        start: the public adapter that the delta begins at, shape (d,); None: not known, for codecs that do not read it.
+        before: the public adapter of the round before, shape (d,); None in the first round too.
     """
 
     seed: int = 0
     round: int = 0
     client: int = 0
     part: int = 0
+    start: Float[Tensor, " d"] | None = field(default=None, compare=False, repr=False)
+    before: Float[Tensor, " d"] | None = field(default=None, compare=False, repr=False)
 
     @property
     def shared(self) -> Stream:
@@ -156,16 +161,33 @@ class Context:
         """A stream of this client alone."""
         return Stream(self.seed, Purpose.CODEC_PRIVATE, self.round, self.client, self.part)
 
+    def inside(self, space: Space, group: Space, number: int) -> "Context":
+        """The context of a group of a space's slots, with streams of its own, also where groups are nested.
+
+        Args:
+            space: what this context is of.
+            group: some of its slots.
+            number: of the group, in [1, 1024).
+        """
+        start, before = (x if x is None else _gathered(x, space, group) for x in (self.start, self.before))
+        return replace(self, part=1024 * self.part + number, start=start, before=before)
+
+
+def _gathered(vector: Float[Tensor, " d"], space: Space, group: Space) -> Float[Tensor, " g"]:
+    return torch.cat([space.view(vector, slot.name).reshape(-1) for slot in group.slots])
+
 
 class Codec(ABC):
     """A change of representation of a delta; pure, stateless, and printed as the expression that makes it.
 
     Subclasses are frozen dataclasses. `linear`: decode(a + b) == decode(a) + decode(b), so encoded parts may be
-    summed. `unbiased`: the mean of decode(encode(x)) over the context's streams is x.
+    summed. `unbiased`: the mean of decode(encode(x)) over the context's streams is x. `reads`: which of the context's
+    vectors it needs, of "start" and "before"; who encodes and who decodes must hold the same.
     """
 
     linear: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def layout(self, space: Space) -> Layout:

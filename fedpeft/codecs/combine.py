@@ -1,7 +1,7 @@
 """Codecs made of codecs: `chain` and `per_slot`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -23,6 +23,11 @@ class Chain(Codec):
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, (*self.transforms, self.codec)))})"
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        """What the last codec reads; transforms read nothing."""
+        return self.codec.reads
 
     def layout(self, space: Space) -> Layout:
         """The last codec's."""
@@ -69,6 +74,8 @@ def chain(*steps: Transform | Codec) -> Codec:
     if len(transforms) != len(before):
         wrong = next(step for step in before if not isinstance(step, Transform))
         raise ValueError(f"every step of a chain but the last must be a transform, got {wrong!r}")
+    if last.reads and (inverted := [step for step in transforms if type(step).inverse is not Transform.inverse]):
+        raise ValueError(f"{last!r} reads the adapter, which {inverted[0]!r} before it does not transform")
     return Chain(transforms, last) if transforms else last
 
 
@@ -83,6 +90,11 @@ class PerSlot(Codec):
         rules = ", ".join(f"{pattern!r}: {codec!r}" for pattern, codec in self.rules)
         return f"per_slot({{{rules}}}, default={self.default!r})"
 
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        """What the groups' codecs read together."""
+        return frozenset().union(self.default.reads, *(codec.reads for _, codec in self.rules))
+
     def layout(self, space: Space) -> Layout:
         """The parts of all groups, prefixed with the group's number."""
         return {
@@ -93,7 +105,7 @@ class PerSlot(Codec):
 
     def carried(self, space: Space, ctx: Context) -> Space:
         """What the groups' codecs carry together."""
-        groups = (codec.carried(group, _apart(ctx, i)) for i, codec, group in self._groups(space))
+        groups = (codec.carried(group, ctx.inside(space, group, i + 1)) for i, codec, group in self._groups(space))
         return space.subspace(slot.name for group in groups for slot in group.slots)
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
@@ -101,7 +113,8 @@ class PerSlot(Codec):
         parts = {}
         for i, codec, group in self._groups(space):
             gathered = torch.cat([space.view(delta, slot.name).reshape(-1) for slot in group.slots])
-            parts.update({f"{i}.{name}": part for name, part in codec.encode(gathered, group, _apart(ctx, i)).items()})
+            encoded = codec.encode(gathered, group, ctx.inside(space, group, i + 1))
+            parts.update({f"{i}.{name}": part for name, part in encoded.items()})
         return parts
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
@@ -109,7 +122,7 @@ class PerSlot(Codec):
         delta = torch.empty(space.numel)
         for i, codec, group in self._groups(space):
             own = {name: parts[f"{i}.{name}"] for name in codec.layout(group)}
-            vector = codec.decode(own, group, _apart(ctx, i))
+            vector = codec.decode(own, group, ctx.inside(space, group, i + 1))
             for slot in group.slots:
                 space.view(delta, slot.name).copy_(group.view(vector, slot.name))
         return delta
@@ -119,16 +132,11 @@ class PerSlot(Codec):
         found: dict[str, str] = {}
         for i, codec, group in self._groups(space):
             own = {name: parts[f"{i}.{name}"] for name in codec.layout(group)}
-            found.update(codec.chosen(own, group, _apart(ctx, i)))
+            found.update(codec.chosen(own, group, ctx.inside(space, group, i + 1)))
         return found
 
     def _groups(self, space: Space) -> tuple[tuple[int, Codec, Space], ...]:
         return _grouped(self, space)
-
-
-def _apart(ctx: Context, group: int) -> Context:
-    """The context of a group: streams of its own, also where groups are nested."""
-    return replace(ctx, part=1024 * ctx.part + group + 1)
 
 
 @lru_cache(maxsize=64)

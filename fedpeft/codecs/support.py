@@ -1,9 +1,10 @@
-"""Random coordinates, which both ends draw from a stream: no places are sent."""
+"""Coordinates that both ends know without being told: no places are sent. Here, each client's own at random."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -20,12 +21,46 @@ from fedpeft.random import Stream
 from fedpeft.space import Slot, Space
 
 _INNER = 1023  # part of the context in which kept values are encoded; `per_slot` numbers its own from 1
-_EXACT, _ROUNDED = Identity(), Uniform(bits=4, stochastic=True)
+EXACT, _ROUNDED = Identity(), Uniform(bits=4, stochastic=True)
+
+
+class Draw(Protocol):
+    """Which coordinates of a slot are kept."""
+
+    def take(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The kept coordinates."""
+        ...
+
+    def put(self, values: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Put kept coordinates where they were taken from."""
+        ...
+
+
+Drawn: TypeAlias = tuple[tuple[int, int], tuple[int, int], Draw]
+
+
+@dataclass(frozen=True, eq=False)
+class Strata:
+    """One coordinate of each of as many stretches.
+
+    Args:
+        words: uint32[k + 1], random.
+    """
+
+    words: NDArray[np.uint32]
+
+    def take(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The kept coordinates."""
+        return kernels.take_strata(x, self.words)
+
+    def put(self, values: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Put kept coordinates where they were taken from."""
+        kernels.put_strata(values, self.words, out)
 
 
 @dataclass(frozen=True)
-class _Support(Codec):
-    """A drawn set of max(1, round(density * size)) coordinates of each slot, encoded by another codec.
+class Support(Codec):
+    """A set of max(1, round(density * size)) coordinates of each slot, encoded by another codec.
 
     The codec works in a space of slots of the same names whose only dimension is how many coordinates are kept.
     """
@@ -39,6 +74,10 @@ class _Support(Codec):
             raise ValueError(f"density must lie in (0, 1], got {self.density}")
         if not isinstance(self.codec, Codec):
             raise ValueError(f"{type(self).__name__}: codec must be a codec, got {self.codec!r}")
+        if self.codec.reads:
+            raise ValueError(
+                f"{type(self).__name__}: {self.codec!r} reads whole slots, and would get a few coordinates"
+            )
         if not isinstance(self.rescale, bool):
             raise ValueError(f"rescale must be True or False, got {self.rescale!r}")
 
@@ -50,7 +89,7 @@ class _Support(Codec):
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
         """Whether what is dropped is made up for, and kept values are unbiased or not rounded at all."""
-        return self.rescale and (self.codec.unbiased or self.codec == _EXACT)
+        return self.rescale and (self.codec.unbiased or self.codec == EXACT)
 
     def _stream(self, ctx: Context) -> Stream:
         raise NotImplementedError
@@ -63,8 +102,8 @@ class _Support(Codec):
         """Draw the coordinates, take them out, encode them."""
         x, kept = finite(delta), _kept(self, space)
         values = np.empty(kept.numel, np.float32)
-        for (begin, end), (first, last), words in self._slots(space, kept, ctx):
-            values[first:last] = kernels.take_strata(x[begin:end], words)
+        for (begin, end), (first, last), draw in self._slots(space, kept, ctx):
+            values[first:last] = draw.take(x[begin:end])
             if (most := float(np.abs(values[first:last]).max())) * self._factor(end - begin, last - first) > LARGEST:
                 raise ValueError(f"{most:g} cannot be scaled up by the inverse of the density {self.density}")
         return self.codec.encode(torch.from_numpy(values), kept, _inner(ctx))
@@ -78,29 +117,27 @@ class _Support(Codec):
         kept = _kept(self, space)
         values = self.codec.decode(parts, kept, _inner(ctx)).numpy()
         out = np.zeros(space.numel, np.float32)
-        for (begin, end), (first, last), words in self._slots(space, kept, ctx):
+        for (begin, end), (first, last), draw in self._slots(space, kept, ctx):
             with np.errstate(over="ignore"):
                 scaled = values[first:last] * np.float32(self._factor(end - begin, last - first))
             if not kernels.all_finite(scaled):
                 raise PayloadError(Defect.NON_FINITE, f"a value over the density {self.density} is not finite")
-            kernels.put_strata(scaled, words, out[begin:end])
+            draw.put(scaled, out[begin:end])
         return torch.from_numpy(out)
 
     def _factor(self, size: int, kept: int) -> float:
         return float(np.float32(size / kept)) if self.rescale else 1.0
 
-    def _slots(
-        self, space: Space, kept: Space, ctx: Context
-    ) -> Iterator[tuple[tuple[int, int], tuple[int, int], NDArray[np.uint32]]]:
-        """Range of each slot that has coordinates, range of its kept ones, and the words that draw them."""
+    def _slots(self, space: Space, kept: Space, ctx: Context) -> Iterator[Drawn]:
+        """Range of each slot that has coordinates, range of its kept ones, and which those are."""
         stream = self._stream(ctx)
         for j, (whole, part) in enumerate(zip(pairwise(space.bounds), pairwise(kept.bounds), strict=True)):
             if part[1] > part[0]:
-                yield whole, part, stream.words(part[1] - part[0] + 1, start=part[0] + j)
+                yield whole, part, Strata(stream.words(part[1] - part[0] + 1, start=part[0] + j))
 
 
 @dataclass(frozen=True)
-class RandomMask(_Support):
+class RandomMask(Support):
     """Keep random coordinates, of each client's own choice, and scale them up: x^ = (1 - m) x / (1 - p).
 
     DARE (Yu, Yu, Yu, Huang and Li, 2024, arXiv 2311.03099, section 3.2), where m_i ~ Bernoulli(p) and density is
@@ -129,46 +166,13 @@ class RandomMask(_Support):
         return ctx.private
 
 
-@dataclass(frozen=True)
-class PublicSupport(_Support):
-    """Keep random coordinates that are the same for all clients of a round: x^_i = x_i for i in S, else 0.
-
-    The random mask of Konečný, McMahan, Yu, Richtárik, Suresh and Bacon, 2016, arXiv 1610.05492, section 2, where each
-    client draws its own. Here S is of the round, so that encoded updates can be summed, by secure aggregation too, and
-    the sum is no denser than its terms. S is drawn as in `RandomMask`.
-
-    >>> from fedpeft.space import Slot
-    >>> space, ctx = Space((Slot("a", (4,), "head"),)), Context()
-    >>> codec = PublicSupport(density=0.5)
-    >>> codec.encode(torch.ones(4), space, ctx)["values"].values
-    array([1., 1.], dtype=float32)
-
-    Args:
-        density: fraction kept of each slot, in (0, 1].
-        codec: what encodes the kept values; sums are exact where it is linear, as `Identity()` is.
-        rescale: divide by the share that is kept, so that the mean over rounds is x; not under `ErrorFeedback`.
-    """
-
-    density: float = 0.1
-    codec: Codec = _EXACT
-    rescale: bool = False
-
-    @property
-    def linear(self) -> bool:  # type: ignore[override]
-        """Whether the codec of the kept values is."""
-        return self.codec.linear
-
-    def _stream(self, ctx: Context) -> Stream:
-        return ctx.shared
-
-
 def _inner(ctx: Context) -> Context:
     """The context of the kept values, whose streams share no word with the one that chose them."""
-    return replace(ctx, part=1024 * ctx.part + _INNER)
+    return replace(ctx, part=1024 * ctx.part + _INNER, start=None, before=None)
 
 
 @lru_cache(maxsize=64)
-def _kept(codec: _Support, space: Space) -> Space:
+def _kept(codec: Support, space: Space) -> Space:
     sizes = [min(slot.numel, max(1, round(codec.density * slot.numel))) for slot in space.slots]
     slots = (Slot(slot.name, (size,), slot.role) for slot, size in zip(space.slots, sizes, strict=True))
     return Space(tuple(slots), space.config, space.base)

@@ -42,6 +42,7 @@ class TrainingSection(Section):
     clip_norm: float = Field(1.0, ge=0)
     labels: Literal["all", "own"] = "own"
     start: Literal["global", "own"] = "global"
+    supermask: float = Field(0.0, ge=0, le=1)
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
 
 
@@ -126,6 +127,7 @@ class Experiment(Section):
                 training.clip_norm,
                 training.labels,
                 training.start,
+                supermask=training.supermask,
             ),
             schedule=training.schedule,
             sites=self.sites,

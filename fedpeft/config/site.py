@@ -12,12 +12,13 @@ from fedpeft.federation import Policy
 
 
 class PolicySection(Section):
-    """What a task may ask for: `fedpeft.federation.Policy`; what is left out is allowed."""
+    """What a task may ask for: `fedpeft.federation.Policy`; what is left out is allowed, but for statistics."""
 
     base_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     codecs: tuple[str, ...] = ("*",)
     broadcasts: tuple[str, ...] = ("*",)
     strategies: tuple[str, ...] = ("*",)
+    statistics: tuple[str, ...] = ()
     most_local_steps: int = Field(10_000, ge=1)
     largest_batch_size: int = Field(1024, ge=1)
     largest_learning_rate: float = Field(math.inf, gt=0)

@@ -26,6 +26,19 @@ def advance(public: Float[Tensor, " d"], decoded: Float[Tensor, " d"]) -> Float[
     return (public + decoded).clamp(-LARGEST, LARGEST).half().float()
 
 
+def context(
+    codec: Codec,
+    seed: int,
+    round_number: int,
+    client: int,
+    public: Float[Tensor, " d"],
+    before: Float[Tensor, " d"] | None,
+) -> Context:
+    """The context of an update, with those of the last two public adapters that its codec reads."""
+    start = public if "start" in codec.reads else None
+    return Context(seed, round_number, client, start=start, before=before if "before" in codec.reads else None)
+
+
 def pack(parts: Parts, codec: Codec, space: Space, run: bytes, ctx: Context) -> bytes:
     """Encoded parts as the payload of a round and a sender."""
     return wire.pack(wire.Header(space.fingerprint, run, ctx.round, ctx.client, repr(codec), space.numel), parts)

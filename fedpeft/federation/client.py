@@ -18,11 +18,11 @@ from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import Codec, Context, ErrorFeedback
 from fedpeft.durable import read_sealed, write_sealed
 from fedpeft.errors import ConfigError, FedpeftError, Reason, RefusedError, RunError, SpaceError
-from fedpeft.federation import broadcast, messages
+from fedpeft.federation import broadcast, messages, statistics
 from fedpeft.federation.policy import Policy
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
-from fedpeft.training import Encoded, Job, Settings, Trainer
+from fedpeft.training import Encoded, Job, Measuring, Settings, Trainer
 
 _LONGEST, _LONGEST_TRACE = 1000, 14_000  # characters, of up to 4 bytes: a reply's head holds both
 
@@ -36,6 +36,7 @@ class ClientState:
         held: the round whose public adapter `adapter` is; 0: none.
         adapter: the public adapter, shape (d,).
         residual: what error feedback carries over, shape (d,).
+        before: the public adapter of the round before `held`, where the last reply's codec read it.
         replied: the last round replied to; 0: none.
         codec: the expression that the last reply was encoded with.
         reply: that reply, given again when the same round is asked again.
@@ -48,6 +49,7 @@ class ClientState:
     replied: int = 0
     codec: str = ""
     reply: bytes = b""
+    before: Float[Tensor, " d"] | None = None
 
 
 class ClientStore:
@@ -75,7 +77,13 @@ class ClientStore:
         texts = {name: raw[name].numpy().tobytes() for name in ("run", "codec", "reply")}
         codec = texts.pop("codec").decode()
         return ClientState(
-            held=held, replied=replied, adapter=raw["adapter"], residual=raw["residual"], codec=codec, **texts
+            held=held,
+            replied=replied,
+            adapter=raw["adapter"],
+            residual=raw["residual"],
+            codec=codec,
+            before=raw.get("before"),
+            **texts,
         )
 
     def empty(self, run: bytes) -> ClientState:
@@ -92,6 +100,8 @@ class ClientStore:
             "adapter": state.adapter,
             "residual": state.residual,
         }
+        if state.before is not None:
+            raw["before"] = state.before
         for name in ("run", "reply"):
             raw[name] = _bytes_tensor(getattr(state, name))
         raw["codec"] = _bytes_tensor(state.codec.encode())
@@ -163,7 +173,8 @@ class Client:
             raise RefusedError(Reason.OTHER_ROUND, f"already at round {state.replied}, asked for round {task.round}")
         state = self._follow(self._reclaim(state, task), task)
         codec = self._codec(task.codec)
-        ctx = Context(task.seed, task.round, task.client)
+        ctx = self._context(task, task.round, codec, state)
+        measuring = statistics.measuring(self._trainer, task.statistics, self._space) if task.statistics else None
 
         began = time.perf_counter()
         missed = max(0, task.round - state.replied - 1) if state.replied else 0
@@ -171,18 +182,21 @@ class Client:
         if isinstance(codec, ErrorFeedback):
             carried = codec.carry(state.residual, missed)
         start = state.adapter + carried if task.settings.start == "own" else state.adapter
-        trained = next(iter(self._trainer.train([self._job(task, start)])))
+        job = self._job(task, start)
+        trained = next(iter(self._trainer.train([job])))
         delta = trained.vector - start
         if not torch.isfinite(delta).all():
             raise RunError(
                 f"training diverged in round {task.round}: the adapter is not finite; lower the learning rate"
             )
+        beside = self._measure(measuring, task, replace(job, start=trained.vector), ctx) if measuring else []
         half = time.perf_counter()
         payload, residual = self._encode(delta, carried, codec, state.run, ctx)
         metrics = {**trained.metrics, "train_s": half - began, "encode_s": time.perf_counter() - half}
-        update = pb.Update(weight=len(self._data), metrics=metrics)
-        reply = messages.join(pb.Reply(run=task.run, round=task.round, update=update), payload)
-        self._store.save(replace(state, residual=residual, replied=task.round, codec=task.codec, reply=reply))
+        update = pb.Update(weight=len(self._data), metrics=metrics, sizes=map(len, beside))
+        reply = messages.join(pb.Reply(run=task.run, round=task.round, update=update), payload, *beside)
+        state = replace(state, residual=residual, before=ctx.before)
+        self._store.save(replace(state, replied=task.round, codec=task.codec, reply=reply))
         return reply
 
     def _check_space(self, description: str) -> None:
@@ -204,14 +218,15 @@ class Client:
         codec = self._codec(state.codec)
         if not isinstance(codec, ErrorFeedback):
             return state
-        ctx = Context(task.seed, state.replied, task.client)
-        _, payload = messages.split(state.reply)
+        ctx = self._context(task, state.replied, codec, state)
+        head, payloads = messages.split(state.reply)
+        payload, _ = messages.cut(head.update, payloads)
         sent = broadcast.unpack(payload, codec.codec, self._space, state.run, ctx)
         return replace(state, residual=state.residual + sent)
 
     def _follow(self, state: ClientState, task: pb.Task) -> ClientState:
         """Bring the public adapter to the task's round."""
-        held, adapter = state.held, state.adapter
+        held, adapter, before = state.held, state.adapter, state.before
         for step in task.broadcasts:
             if step.to_round <= held:
                 continue
@@ -223,16 +238,23 @@ class Client:
                     Reason.POLICY, "a broadcast carries its losses over by itself; it takes a plain codec"
                 )
             try:
-                decoded = broadcast.unpack(
-                    step.payload, codec, self._space, task.run, Context(task.seed, step.to_round)
-                )
+                ctx = Context(task.seed, step.to_round, start=adapter if codec.reads else None)
+                decoded = broadcast.unpack(step.payload, codec, self._space, task.run, ctx)
             except FedpeftError as error:
                 raise RefusedError(Reason.BAD_PAYLOAD, f"broadcast of round {step.to_round}: {error}") from None
+            before = adapter if step.to_round == held + 1 > 1 else None
             adapter = decoded if step.from_round == 0 else broadcast.advance(adapter, decoded)
             held = step.to_round
         if held != task.round:
             raise RefusedError(Reason.STALE_ADAPTER, f"holds round {held}, was asked to train from round {task.round}")
-        return replace(state, held=held, adapter=adapter)
+        return replace(state, held=held, adapter=adapter, before=before)
+
+    def _context(self, task: pb.Task, number: int, codec: Codec | ErrorFeedback, state: ClientState) -> Context:
+        """The context of this client's update in a round whose public adapter the state holds."""
+        plain = codec.codec if isinstance(codec, ErrorFeedback) else codec
+        if "before" in plain.reads and number > 1 and state.before is None:
+            raise RefusedError(Reason.STALE_ADAPTER, f"{plain!r} needs the adapter of round {number - 1} too")
+        return broadcast.context(plain, task.seed, number, task.client, state.adapter, state.before)
 
     def _codec(self, expression: str) -> Codec | ErrorFeedback:
         if expression in self._plugins:
@@ -248,12 +270,26 @@ class Client:
         begin: Any = s.start or "global"
         try:
             settings = Settings(
-                s.local_steps, s.batch_size, s.learning_rate, s.weight_decay, s.clip_norm, labels, begin
+                s.local_steps,
+                s.batch_size,
+                s.learning_rate,
+                s.weight_decay,
+                s.clip_norm,
+                labels,
+                begin,
+                supermask=s.supermask,
             )
         except ValueError as error:
             raise RefusedError(Reason.POLICY, f"settings: {error}") from None
         order = Stream(task.seed, Purpose.DATA, task.round, task.client)
         return Job(start, self._data, settings, order, replace(order, purpose=Purpose.DROPOUT))
+
+    def _measure(self, measuring: Measuring, task: pb.Task, job: Job, ctx: Context) -> list[bytes]:
+        """The payloads of the statistics that a task asks for, of the adapter that the job starts from."""
+        names = list(dict.fromkeys(task.statistics))
+        drawing = replace(job, order=replace(job.order, part=1), dropout=replace(job.dropout, part=1))
+        found = measuring.statistics(drawing, names, statistics.EXAMPLES)
+        return statistics.pack({name: found[name] for name in names}, self._space, task.run, ctx)
 
     def _encode(
         self,

@@ -77,6 +77,15 @@ class Plan:
                 f"{self.strategy} merges adapters that began at one start, and with buffer: {self.buffer} they do not; "
                 "set buffer: 0 or take a strategy of deltas"
             )
+        if self.update_codec.reads and self.buffer:
+            raise ValueError(
+                f"{self.update_codec} reads the round's adapter, and with buffer: {self.buffer} updates answer several "
+                "rounds; set buffer: 0 or take another codec"
+            )
+        if self.settings.supermask and self.strategy.needs:
+            raise ValueError(f"{self.strategy} needs statistics of an adapter's weights; set supermask: 0")
+        if "before" in self.broadcast.reads:
+            raise ValueError(f"broadcast: {self.broadcast} reads the last step, and this one is only about to be made")
         asked = self.buffer or self.cohort or self.sites
         if asked and asked < self.strategy.least:
             raise ValueError(

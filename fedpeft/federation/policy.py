@@ -23,6 +23,8 @@ class Policy:
         codecs: names of the classes that may encode the site's updates.
         broadcasts: names of the classes that may encode the steps of the global adapter.
         strategies: names of the classes that may merge updates.
+        statistics: what may be measured and sent beside an update ("fisher", "gram"), which tells more of the data than
+            the update does.
         most_local_steps: in a round.
         largest_batch_size: examples a step.
         largest_learning_rate: of local training.
@@ -37,6 +39,7 @@ class Policy:
     codecs: tuple[str, ...] = ("*",)
     broadcasts: tuple[str, ...] = ("*",)
     strategies: tuple[str, ...] = ("*",)
+    statistics: tuple[str, ...] = ("*",)
     most_local_steps: int = 1 << 32
     largest_batch_size: int = 1 << 32
     largest_learning_rate: float = math.inf
@@ -67,6 +70,8 @@ class Policy:
             if step.from_round:  # the whole adapter always comes in plain fp16
                 _check_names("broadcasts", self.broadcasts, step.codec)
         _check_names("strategies", self.strategies, task.strategy)
+        if "*" not in self.statistics and (more := set(task.statistics) - set(self.statistics)):
+            raise _refused("statistics", ", ".join(self.statistics) or "none", ", ".join(sorted(more))[:200])
         settings = task.settings
         if settings.local_steps > self.most_local_steps:
             raise _refused("most_local_steps", f"at most {self.most_local_steps}", f"{settings.local_steps}")

@@ -1,7 +1,7 @@
 """What comes back from nodes: everything is checked to the last bit before it counts."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import Context
 from fedpeft.errors import Defect, PayloadError, Reason, RefusedError
-from fedpeft.federation import broadcast, messages
+from fedpeft.federation import broadcast, messages, statistics
 from fedpeft.federation.plan import Plan
 from fedpeft.federation.transport import Arrival, NodeId
 from fedpeft.space import Space
@@ -24,12 +24,14 @@ class Checked:
 
     Args:
         payload: a view of the reply.
+        statistics: the payload of each one that the strategy needs, by name; views of the reply.
         weight: of the client.
         metrics: as the client says; neither known nor finite for sure.
         chosen: what its codec chose, where it chooses: how many slots of which role were given what.
     """
 
     payload: memoryview
+    statistics: Mapping[str, memoryview]
     weight: float
     metrics: Mapping[str, float]
     chosen: str = ""
@@ -54,10 +56,21 @@ class Replies:
         space: of the adapter.
         run: its name.
         clients: the nodes' numbers in the run.
+        public: the round's public adapter.
+        before: the one of the round before; None in the first.
     """
 
-    def __init__(self, plan: Plan, space: Space, run: bytes, clients: Mapping[NodeId, int]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        space: Space,
+        run: bytes,
+        clients: Mapping[NodeId, int],
+        public: Float[Tensor, " d"],
+        before: Float[Tensor, " d"] | None,
+    ) -> None:
         self._plan, self._space, self._run, self._clients = plan, space, run, clients
+        self._public, self._before = public, before
         self._largest = largest_reply(plan, space)
 
     def check(self, arrival: Arrival, number: int) -> Checked:
@@ -71,7 +84,7 @@ class Replies:
                 Reason.BAD_PAYLOAD,
                 f"{Defect.TOO_LARGE.value}: a reply has at most {self._largest} bytes, got {len(arrival.data)}",
             )
-        reply, payload = messages.split(arrival.data)
+        reply, payloads = messages.split(arrival.data)
         if reply.run != self._run:
             raise RefusedError(Reason.OTHER_RUN, f"expected run {self._run.hex()}, got {reply.run.hex()[:32]}")
         if reply.round < number:
@@ -80,8 +93,10 @@ class Replies:
             raise RefusedError(Reason.OTHER_ROUND, f"expected round {number}, got {reply.round}")
         match reply.WhichOneof("result"):
             case "update":
+                payload, beside = messages.cut(reply.update, payloads)
                 chosen = self._check_update(arrival.node, reply.update, payload, number)
-                return Checked(payload, reply.update.weight, reply.update.metrics, chosen)
+                measured = self._check_statistics(arrival.node, beside, number)
+                return Checked(payload, measured, reply.update.weight, reply.update.metrics, chosen)
             case "refusal":
                 reasons = [reason for reason in Reason if reason.value == reply.refusal.reason]
                 raise RefusedError(reasons[0] if reasons else Reason.POLICY, reply.refusal.detail[:2000])
@@ -97,8 +112,17 @@ class Replies:
         """
         return broadcast.received(payload, self._plan.update_codec, self._space, self._run, self._context(node, number))
 
+    def read_statistic(self, name: str, node: NodeId, payload: bytes | memoryview, number: int) -> Float[Tensor, " s"]:
+        """A statistic that came with a node's update to the task of a round.
+
+        Raises:
+            PayloadError: the bytes are not such a statistic.
+        """
+        return statistics.unpack(name, payload, self._space, self._run, self._context(node, number))
+
     def _context(self, node: NodeId, number: int) -> Context:
-        return Context(self._plan.seed, number, self._clients[node])
+        codec, client = self._plan.update_codec, self._clients[node]
+        return broadcast.context(codec, self._plan.seed, number, client, self._public, self._before)
 
     def _check_update(self, node: NodeId, update: pb.Update, payload: memoryview, number: int) -> str:
         heaviest, longest = self._plan.largest_weight, self._plan.largest_norm
@@ -117,7 +141,21 @@ class Replies:
         counts = Counter(f"{slot.role} {chosen[slot.name]}" for slot in self._space.slots if slot.name in chosen)
         return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))[:_LONGEST_CHOSEN]
 
+    def _check_statistics(self, node: NodeId, payloads: Sequence[memoryview], number: int) -> dict[str, memoryview]:
+        names = sorted(self._plan.strategy.needs)
+        try:
+            if len(payloads) != len(names):
+                raise PayloadError(
+                    Defect.STATISTIC, f"expected {', '.join(names) or 'none'}, got {len(payloads)} beside the update"
+                )
+            for name, payload in zip(names, payloads, strict=True):
+                self.read_statistic(name, node, payload, number)
+        except PayloadError as error:
+            raise RefusedError(Reason.BAD_PAYLOAD, str(error)) from None
+        return dict(zip(names, payloads, strict=True))
+
 
 def largest_reply(plan: Plan, space: Space) -> int:
     """The most bytes that a reply can have."""
-    return messages.LARGEST_HEAD + 4 + broadcast.largest(plan.update_codec, space)
+    beside = statistics.largest(plan.strategy.needs, space)
+    return messages.LARGEST_HEAD + 4 + broadcast.largest(plan.update_codec, space) + beside

@@ -70,7 +70,8 @@ class Round:
         clients = _numbers(self._journal, self.number)
         self._wanted = self._plan.buffer or len(self._cohort)
         self._needed = self._plan.needed(self._wanted)
-        self._replies = Replies(self._plan, self._space, state.run, clients)
+        before = state.public if self.number > 1 else None
+        self._replies = Replies(self._plan, self._space, state.run, clients, self.public, before)
         self._tasks = Tasks(
             self._plan, self._space, self._journal, state, self.number, self.public, clients, self._needed
         )
@@ -111,7 +112,11 @@ class Round:
         sent = self._replies.read(record["node"], self._journal.get(record["payload"]), record["base"])
         if stale := self.number - record["base"]:
             sent = sent * (1 / math.sqrt(1 + stale))
-        return Update(sent, record["weight"])
+        statistics = {
+            name: self._replies.read_statistic(name, record["node"], self._journal.get(digest), record["base"])
+            for name, digest in record["statistics"].items()
+        }
+        return Update(sent, record["weight"], statistics)
 
     def _open(self, step: bytes) -> None:
         """Choose who is asked: of who is there now, and, where the round is taken up again, who was counted before."""
@@ -207,8 +212,10 @@ class Round:
             return error
         metrics = {name: update.metrics[name] for name in _METRICS if abs(update.metrics.get(name, math.inf)) < 1e9}
         payload = self._journal.put(update.payload)
+        statistics = {name: self._journal.put(one) for name, one in update.statistics.items()}
         reply = hashlib.sha256(arrival.data).hexdigest()
-        self._journal.append("ACCEPT", payload=payload, reply=reply, weight=update.weight, metrics=metrics, **facts)
+        kept = {"payload": payload, "statistics": statistics, "reply": reply}
+        self._journal.append("ACCEPT", weight=update.weight, metrics=metrics, **kept, **facts)
         more = {"chosen": update.chosen} if update.chosen else {}
         self._tell(Happening.COUNTED, arrival.node, up_bytes=len(arrival.data), weight=update.weight, **metrics, **more)
         return None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpeft.codecs import Context
 from fedpeft.errors import JournalError, RunError, SpaceError
-from fedpeft.federation import broadcast
+from fedpeft.federation import broadcast, statistics
 from fedpeft.federation.events import Event, Happening, Watch, unwatched
 from fedpeft.federation.journal import Journal, Record
 from fedpeft.federation.plan import Plan
@@ -39,7 +39,7 @@ class Server:
 
     Raises:
         JournalError: the journal is of a run in another space.
-        ValueError: a codec does not fit the space.
+        ValueError: a codec does not fit the space, or the strategy needs a statistic that it does not have.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Server:
     ) -> None:
         for codec in (plan.update_codec, plan.broadcast):
             codec.layout(space)
+        statistics.largest(plan.strategy.needs, space)
         self._setting = Setting(plan, space, transport, journal, watch)
         self._plan, self._space, self._journal, self._evaluate = plan, space, journal, evaluate
         self.state = self._resume() if journal.records else self._begin(start)

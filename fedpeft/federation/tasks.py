@@ -23,7 +23,8 @@ def publish(
     """The public adapter of a round, and the step that leads to it (none leads to the first)."""
     if number == 1:
         return broadcast.advance(state.vector, torch.zeros(())), b""
-    run, codec, ctx = state.run, plan.broadcast, Context(plan.seed, number)
+    run, codec = state.run, plan.broadcast
+    ctx = Context(plan.seed, number, start=state.public if codec.reads else None)
     if opened := journal.of("OPEN", number):
         step = journal.get(opened[0]["step"])
     else:
@@ -83,17 +84,29 @@ class Tasks:
         all_kept = len(steps) == self._number - held
         if held and all_kept and sum(r["step_bytes"] for r in steps) < broadcast.WHOLE_BYTES * self._space.numel:
             for record in steps:
-                task.broadcasts.add(
-                    from_round=record["round"] - 1,
-                    to_round=record["round"],
-                    codec=repr(self._plan.broadcast),
-                    payload=self._journal.get(record["step"]),
-                )
+                self._add_step(task, record)
         else:
-            whole = broadcast.whole(self._public, self._space, self._state.run, self._number)
             task.space = self._space.to_json()
-            task.broadcasts.add(to_round=self._number, codec=repr(broadcast.WHOLE), payload=whole)
+            if self._number > 1 and "before" in self._plan.update_codec.reads:
+                self._add_whole(task, self._state.public, self._number - 1)
+            last = self._steps[-1:] if task.broadcasts else []
+            if last and last[0]["step_bytes"] < broadcast.WHOLE_BYTES * self._space.numel:
+                self._add_step(task, last[0])
+            else:
+                self._add_whole(task, self._public, self._number)
         return task
+
+    def _add_step(self, task: pb.Task, record: Record) -> None:
+        task.broadcasts.add(
+            from_round=record["round"] - 1,
+            to_round=record["round"],
+            codec=repr(self._plan.broadcast),
+            payload=self._journal.get(record["step"]),
+        )
+
+    def _add_whole(self, task: pb.Task, public: Float[Tensor, " d"], number: int) -> None:
+        whole = broadcast.whole(public, self._space, self._state.run, number)
+        task.broadcasts.add(to_round=number, codec=repr(broadcast.WHOLE), payload=whole)
 
     def _head(self, node: NodeId) -> pb.Task:
         settings = self._plan.settings
@@ -107,6 +120,7 @@ class Tasks:
             refused=max(self._state.refused.get(node, 0), *self._answered(node, "REFUSE", Reason.BAD_PAYLOAD)),
             strategy=repr(self._plan.strategy),
             merged=self._merged,
+            statistics=sorted(self._plan.strategy.needs),
             settings=pb.Settings(
                 local_steps=settings.local_steps,
                 batch_size=settings.batch_size,
@@ -115,6 +129,7 @@ class Tasks:
                 clip_norm=settings.clip_norm,
                 labels=settings.labels,
                 start=settings.start,
+                supermask=settings.supermask,
             ),
         )
 
@@ -137,5 +152,5 @@ def kept_steps(journal: Journal, number: int, space: Space) -> list[Record]:
 
 
 def largest_task(space: Space) -> int:
-    """The most bytes that a task can have: the whole adapter, the space's description and the head."""
-    return broadcast.largest(broadcast.WHOLE, space) + len(space.to_json()) + (1 << 16)
+    """The most bytes that a task can have: the whole adapter, of two rounds, the space's description and the head."""
+    return 2 * broadcast.largest(broadcast.WHOLE, space) + len(space.to_json()) + (1 << 16)

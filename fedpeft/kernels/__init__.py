@@ -6,6 +6,8 @@ from fedpeft.kernels.codebook import look_up, nearest_levels
 from fedpeft.kernels.cosine import cosine_blocks
 from fedpeft.kernels.deadzone import quantise_to_rate
 from fedpeft.kernels.drawing import put_strata, take_strata
+from fedpeft.kernels.folding import add_scaled, add_votes
+from fedpeft.kernels.gram import add_plane_products, plane_counts
 from fedpeft.kernels.hadamard import flip_signs, sample_hadamard, spread_hadamard, walsh_hadamard
 from fedpeft.kernels.kept import kept_by_slot, spread_kept
 from fedpeft.kernels.largest import keep_largest
@@ -19,14 +21,20 @@ from fedpeft.kernels.rademacher import add_signed, signed_sums
 from fedpeft.kernels.ranks import keep_by_rank
 from fedpeft.kernels.select import all_finite, magnitude_threshold
 from fedpeft.kernels.strata import stratified
+from fedpeft.kernels.subsets import add_plane_values, add_plane_votes
 from fedpeft.kernels.ternary import add_ternary, align_planes, pack_ternary, unpack_ternary, write_planes
 from fedpeft.kernels.warm import is_warm, warm_up
 
 __all__ = [
     "LEVELS",
     "add_outer",
+    "add_plane_products",
+    "add_plane_values",
+    "add_plane_votes",
+    "add_scaled",
     "add_signed",
     "add_ternary",
+    "add_votes",
     "align_planes",
     "all_finite",
     "block_edges",
@@ -46,6 +54,7 @@ __all__ = [
     "pack_ternary",
     "philox_block",
     "philox_words",
+    "plane_counts",
     "planes",
     "popcount",
     "put_strata",

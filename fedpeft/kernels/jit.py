@@ -62,6 +62,29 @@ def bits_set(_typing: Any, _word: Any) -> Any:
     return types.uint64(types.uint64), build
 
 
+@intrinsic  # type: ignore[misc, unused-ignore]
+def add_pairs(typing: Any, out: Any, at: Any, table: Any, i: Any, j: Any) -> Any:
+    """Inside a kernel: add table[i : i + 2] to out[at : at + 2] and table[j : j + 2] to out[at + 2 : at + 4].
+
+    All are float64 and contiguous. numba leaves it to loops to become vector instructions, and four is no loop.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def pointer(array: int, index: int, lanes: int) -> Any:
+            data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
+            first = builder.gep(data, [arguments[index]])
+            return builder.bitcast(first, ir.VectorType(ir.DoubleType(), lanes).as_pointer())
+
+        pairs = [builder.load(pointer(2, index, 2), align=8) for index in (3, 4)]
+        both = ir.Constant(ir.VectorType(ir.IntType(32), 4), [0, 1, 2, 3])
+        four = builder.shuffle_vector(*pairs, both)
+        held = pointer(0, 1, 4)
+        builder.store(builder.fadd(builder.load(held, align=8), four), held, align=8)
+        return context.get_dummy_value()
+
+    return types.void(out, types.uint64, table, types.uint64, types.uint64), build
+
+
 def vector(array: NDArray[Any], dtype: type[np.generic], name: str) -> NDArray[Any]:
     """Give `array` as numba wants it (one specialisation per kernel): aligned, contiguous, writable; a copy if need be.
 

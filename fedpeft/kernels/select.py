@@ -3,10 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.kernels import bracket
 from fedpeft.kernels.jit import kernel, trailing_zeros, vector
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 EXPONENT = np.uint32(0x7F800000)
+MANY = 8 * bracket.SAMPLE
 
 
 @kernel
@@ -86,8 +88,9 @@ def magnitude_threshold(x: NDArray[np.float32], k: int) -> np.float32:
     """
     if not 1 <= k <= x.size:
         raise ValueError(f"k: expected 1 <= k <= {x.size}, got {k}")
-    bits = kth_magnitude(vector(x, np.float32, "x").view(np.uint32), int(k))
-    return np.float32(np.uint32(bits).view(np.float32))
+    bits = vector(x, np.float32, "x").view(np.uint32)
+    found, kth = bracket.kth_by_sample(bits, int(k)) if x.size >= MANY else (False, 0)
+    return np.float32(np.uint32(kth if found else kth_magnitude(bits, int(k))).view(np.float32))
 
 
 def all_finite(x: NDArray[np.float32]) -> bool:

@@ -5,11 +5,14 @@ from numpy.typing import NDArray
 
 from fedpeft.kernels import (
     blocks,
+    bracket,
     codebook,
     context,
     cosine,
     deadzone,
     drawing,
+    folding,
+    gram,
     hadamard,
     jit,
     kept,
@@ -26,6 +29,7 @@ from fedpeft.kernels import (
     rice,
     select,
     strata,
+    subsets,
     tables,
     ternary,
 )
@@ -62,6 +66,7 @@ def warm_up() -> None:
     logarithm.log_codes(x[:8])
     philox.philox_words(0, 0, 0, 0, 0, 0, 4)
     _warm_up_sparse(x, bounds)
+    _warm_up_sums(x)
     _warm_up_steps(x, bounds, ones)
 
 
@@ -84,3 +89,15 @@ def _warm_up_steps(x: NDArray[np.float32], bounds: NDArray[np.int64], ones: NDAr
     blocks.round_blocks(x, bounds, ones, 7, np.zeros(x.size, np.uint32))
     codebook.nearest_levels(x, bounds, np.array([-1, 0, 1], np.float32), ones)
     deadzone.quantise_to_rate(x, bounds, units, 1.0, 7)
+
+
+def _warm_up_sums(x: NDArray[np.float32]) -> None:
+    bracket.kth_by_sample(np.ones(bracket.SAMPLE, np.float32).view(np.uint32), 1)
+    folding.add_scaled([x], [1.0], np.zeros(x.size))
+    folding.add_votes([x], [0.0], [1.0], [1.0], np.zeros(4 * folding.BLOCK))
+    rows, edges, units = np.zeros((8, subsets.WORDS), np.uint64), np.array([0, x.size]), np.ones((1, 8))
+    total = np.zeros(x.size)
+    subsets.add_plane_values(rows, rows, edges, units, units[0], total)
+    subsets.add_plane_votes(rows, rows, edges, units, units[0], units[0], (total,) * 4)
+    gram.add_plane_products(rows, rows, edges, units, np.zeros((8, 8)))
+    gram.plane_counts(rows[0], edges)

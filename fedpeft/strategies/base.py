@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.space import Space
+from fedpeft.strategies.statistics import check_present
 from fedpeft.ternary import TernaryDelta
 
 Summands: TypeAlias = Mapping[str, Tensor]
@@ -23,7 +24,7 @@ class Update:
     Args:
         sent: its delta, shape (d,), float32, or the bit planes of a ternary one.
         weight: > 0; usually the number of examples trained on.
-        statistics: what the strategy `needs` beyond the delta, by name.
+        statistics: what the strategy `needs` beyond the delta, by name, each flat in its `statistic_space`.
     """
 
     sent: Float[Tensor, " d"] | TernaryDelta
@@ -168,9 +169,9 @@ class Fold:
         """Add clients, all of them or none.
 
         Raises:
-            ValueError: a delta has another size, or a weight is not positive and finite.
+            ValueError: a delta has another size, a weight is not positive and finite, or a statistic is missing.
         """
-        check(updates, self.ctx)
+        check(updates, self.ctx, self.strategy.needs)
         self.strategy.accumulate(self.total, updates, self.ctx)
 
     def merge(self, other: "Fold") -> None:
@@ -208,17 +209,18 @@ def check_number(strategy: Strategy, updates: Sequence[Update]) -> None:
         raise ValueError(f"{strategy} merges at least {strategy.least} updates, got {len(updates)}")
 
 
-def check(updates: Sequence[Update], ctx: Context) -> None:
-    """Pass where every update may be merged.
+def check(updates: Sequence[Update], ctx: Context, needs: Collection[str] = ()) -> None:
+    """Pass where every update may be merged, and has the statistics that are needed.
 
     Raises:
-        ValueError: a delta has another size, or a weight is not positive and finite.
+        ValueError: a delta has another size, a weight is not positive and finite, or a statistic is missing.
     """
     for update in updates:
         if update.shape != (ctx.space.numel,):
             raise ValueError(f"expected a delta of shape ({ctx.space.numel},), got {update.shape}")
         if not 0 < update.weight < math.inf:
             raise ValueError(f"a weight must be positive and finite, got {update.weight}")
+        check_present(needs, ctx.space, update.statistics)
 
 
 def _groups(updates: Sequence[Update], most_bytes: int) -> Iterator[Sequence[Update]]:

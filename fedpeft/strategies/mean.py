@@ -1,12 +1,15 @@
 """The weighted mean of deltas."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.strategies.base import Additive, Context, Summands, Update
+from fedpeft.strategies.folding import add_weighted, blocks, zeros
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,25 @@ class Mean(Additive):
     tensor([0.7500, 1.0000])
     """
 
+    ternary: ClassVar[bool] = True
+
     def lift(self, update: Update, ctx: Context) -> Summands:
         """The weighted delta, and the weight."""
         weighted = update.delta.to(torch.float64, copy=True).mul_(update.weight)
         return {"sum": weighted, "weight": torch.tensor(update.weight, dtype=torch.float64)}
 
+    def accumulate(self, total: dict[str, Tensor], updates: Sequence[Update], ctx: Context) -> None:
+        """Add all of them block by block, and ternary ones from their bit planes."""
+        if not total:
+            total |= {"sum": zeros(ctx.space.numel), "weight": torch.zeros((), dtype=torch.float64)}
+        weights = [update.weight for update in updates]
+        add_weighted(total["sum"], updates, weights)
+        for weight in weights:
+            total["weight"] += weight
+
     def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"]:
         """The quotient of the sums."""
-        return (total["sum"] / total["weight"]).float()
+        merged = torch.empty(ctx.space.numel)
+        for block, sums in blocks(total, ctx.space.numel):
+            merged[block] = sums["sum"] / sums["weight"]
+        return merged

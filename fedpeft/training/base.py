@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +24,8 @@ class Settings:
             push down classes it has never seen (over all where it has a single one); "all": over all.
         start: "global": every round begins with the global adapter; "own": with what the site has not been able to send
             (the residual of error feedback) added to it, as where each site trains on from its own parameters.
+        supermask: share of an adapter of fixed random weights that is used; what is trained are scores, which say which
+            (`fedpeft.training.supermask`). 0: the adapter itself is trained.
 
     Raises:
         ValueError: a number is out of range.
@@ -36,6 +38,7 @@ class Settings:
     clip_norm: float = 1.0
     labels: Literal["all", "own"] = "all"
     start: Literal["global", "own"] = "global"
+    supermask: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -44,6 +47,7 @@ class Settings:
             ("learning_rate", 0.0, 1e6),
             ("weight_decay", 0.0, 1e6),
             ("clip_norm", 0.0, 1e30),
+            ("supermask", 0.0, 1.0),
         ):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must lie in [{least}, {most:g}], got {getattr(self, name)}")
@@ -103,4 +107,19 @@ class Trainer(Protocol):
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """Work on all jobs, each from its own start."""
+        ...
+
+
+@runtime_checkable
+class Measuring(Trainer, Protocol):
+    """A trainer that can say more of an adapter than its delta does (`fedpeft.strategies.statistics`)."""
+
+    def statistics(self, job: Job, names: Sequence[str], examples: int) -> Mapping[str, Float[Tensor, " s"]]:
+        """Measure statistics of an adapter on a site's data, without training.
+
+        Args:
+            job: its start is the adapter; `order` draws the examples, `dropout` whatever else is drawn.
+            names: of the statistics.
+            examples: on how many of the job's, at most.
+        """
         ...

@@ -13,8 +13,11 @@ from fedpeft.adapters import AdaptedModel
 from fedpeft.data import Example
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.random import Stream, scoped_torch_generator
+from fedpeft.strategies.statistics import statistic_space
 from fedpeft.training.base import Encoded, Job, Trained
 from fedpeft.training.models import BaseModel, Task
+from fedpeft.training.statistics import Grams, Squares, drawn
+from fedpeft.training.supermask import trained
 
 _IGNORED = -100
 
@@ -107,29 +110,53 @@ class FirstOrderTrainer:
                 count += n
         return {"loss": loss / count, "accuracy": hits / count}
 
+    def statistics(self, job: Job, names: Sequence[str], examples: int) -> Mapping[str, Float[Tensor, " s"]]:
+        """Measure statistics of the adapter that the job starts from, on some of its examples.
+
+        The Fisher information is that of the model's own distribution, as Matena and Raffel (2021, arXiv 2111.09832)
+        have it, with one label drawn for each example (for each token of a language model) from the softmax that the
+        job trains: the true labels' gradients vanish where a site has learnt them by heart, and say more of its data.
+        """
+        self.adapted.write(job.start)
+        self.adapted.model.eval()
+        rows = job.order.permutation(len(job.data))[:examples]
+        uniform = torch.from_numpy(job.dropout.uniform(sum(len(job.data.tokens[row]) for row in rows)))
+        squares = Squares(self.adapted) if "fisher" in names else None
+        grams = Grams(self.adapted) if "gram" in names else None
+        with grams.watching() if grams else nullcontext(), torch.set_grad_enabled(squares is not None):
+            for i in range(len(rows)):
+                logits, targets = self._forward(job.data, rows[i : i + 1])
+                if squares:
+                    logits = _over_own(logits, job)[targets != _IGNORED]
+                    labels, uniform = drawn(logits, uniform[: len(logits)]), uniform[len(logits) :]
+                    squares.add(functional.cross_entropy(logits, labels, reduction="sum"))
+        found = {"fisher": squares, "gram": grams}
+        return {
+            name: statistic_space(name, self.adapted.space).flatten(measured.mean())
+            for name in names
+            if (measured := found[name])
+        }
+
     def _train(self, job: Job) -> Trained:
         settings = job.settings
-        self.adapted.write(job.start)
+        held = trained(self.adapted, job.start, settings.supermask, job.order.seed)
         self.adapted.model.train()
-        parameters = self.adapted.parameters()
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        own = torch.tensor(job.data.labels if settings.labels == "own" and len(job.data.labels) > 1 else ())
+        optimizer = torch.optim.AdamW(held.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         losses = []
         with scoped_torch_generator(job.dropout, self.device):
             for rows in _batches(job.data, settings.local_steps, settings.batch_size, job.order):
                 logits, targets = self._forward(job.data, rows)
-                if len(own):
-                    foreign = torch.ones(logits.shape[1], dtype=torch.bool).index_fill(0, own, value=False)
-                    logits = logits.masked_fill(foreign.to(self.device), float("-inf"))
-                loss = functional.cross_entropy(logits, targets, ignore_index=_IGNORED)
+                loss = functional.cross_entropy(_over_own(logits, job), targets, ignore_index=_IGNORED)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                held.pull()
                 if settings.clip_norm:
-                    torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+                    torch.nn.utils.clip_grad_norm_(held.parameters, settings.clip_norm)
                 optimizer.step()
+                held.push()
                 losses.append(loss.detach())
         optimizer.zero_grad()
-        return Trained(self.adapted.read(), {"loss": float(torch.stack(losses).double().mean())})
+        return Trained(held.read(), {"loss": float(torch.stack(losses).double().mean())})
 
     def _forward(self, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Logits (n, classes) and targets (n,) of some examples, padded to the longest of them."""
@@ -156,6 +183,14 @@ class FirstOrderTrainer:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def _over_own(logits: Float[Tensor, "n classes"], job: Job) -> Float[Tensor, "n classes"]:
+    """The logits with those of classes that the site does not have taken out, where the job says so."""
+    if job.settings.labels != "own" or len(job.data.labels) < 2:
+        return logits
+    foreign = torch.ones(logits.shape[1], dtype=torch.bool).index_fill(0, torch.tensor(job.data.labels), value=False)
+    return logits.masked_fill(foreign.to(logits.device), float("-inf"))
 
 
 def _batches(data: Encoded, steps: int, batch_size: int, stream: Stream) -> list[np.ndarray]:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from fedpeft.codecs import (
+    DCT,
     Context,
     ErrorFeedback,
+    Fragments,
     Identity,
     Numbers,
     PublicSupport,
@@ -159,5 +161,79 @@ def test_linear_and_unbiased_are_the_codecs():
 )
 @without_type_checks()
 def test_a_wrong_argument_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def elected(codec, moved, space=LARGE, number=3):
+    """Which coordinates a codec keeps after the public adapter has moved so."""
+    start = normal(space, 9)
+    return drawn(codec, space, Context(5, number, 2, start=start + moved, before=start)).numpy()
+
+
+def test_the_last_step_elects_and_the_rest_is_drawn_from_the_others():
+    codec, moved = PublicSupport(0.2, elect="last", explore=0.25), normal(LARGE)
+    kept, later = elected(codec, moved), elected(codec, moved, number=4)
+    step = ((normal(LARGE, 9) + moved) - normal(LARGE, 9)).abs().numpy()
+    for slot, (begin, end) in zip(LARGE.slots, pairwise(LARGE.bounds), strict=True):
+        k = min(slot.numel, max(1, round(0.2 * slot.numel)))
+        assert kept[begin:end].sum() == k
+        if won := k - int(np.ceil(0.25 * k)):
+            assert kept[begin + np.argsort(-step[begin:end], kind="stable")[:won]].all()
+            assert (kept & later)[begin:end].sum() >= won
+        if slot.numel > 500:
+            assert (kept & later)[begin:end].sum() < won + 0.2 * k
+
+
+def test_where_nothing_moved_all_is_drawn_and_without_a_step_as_by_the_seed():
+    codec = PublicSupport(0.2, elect="last")
+    assert np.array_equal(drawn(codec, LARGE), drawn(PublicSupport(0.2), LARGE))
+    still = elected(codec, torch.zeros(LARGE.numel))
+    assert still.sum() == drawn(codec, LARGE).sum()
+    counts = sum(elected(codec, torch.zeros(1000), ROW, number=r).astype(int) for r in range(1, 301))
+    assert abs(counts.mean() - 60) < 0.01 and counts.min() > 25 and counts.max() < 100
+
+
+def test_an_elected_support_follows_what_moves():
+    """A sparse truth: the election finds its coordinates, which a drawn support meets one time in ten."""
+    truth = torch.zeros(1000)
+    truth[torch.from_numpy(CONTEXT.private.permutation(1000)[:60].copy())] = 1.0
+    left = []
+    for codec in (PublicSupport(0.1), PublicSupport(0.1, elect="last", explore=0.5)):
+        before, public = torch.zeros(1000), torch.zeros(1000)
+        for number in range(1, 41):
+            ctx = Context(5, number, 1, start=public, before=before if number > 1 else None)
+            before, public = public, public + 0.2 * there_and_back(codec, truth - public, ROW, ctx)
+        left.append(float((truth - public).norm() / truth.norm()))
+    assert left[1] < 0.65 * left[0]
+
+
+def test_groups_elect_among_their_own_slots():
+    codec = PublicSupport(0.2, elect="last", explore=0.25)
+    ctx = Context(5, 3, 2, start=normal(LARGE, 9), before=normal(LARGE, 8))
+    kept = drawn(per_slot({"lora_A": codec}, default=Identity()), LARGE, ctx).float()
+    step = (ctx.start - ctx.before).abs()
+    for slot in LARGE.slots:
+        own, size = LARGE.view(kept, slot.name).flatten(), LARGE.view(step, slot.name).flatten()
+        if slot.role != "lora_A":
+            assert own.all()
+        else:
+            k = round(0.2 * slot.numel)
+            assert own.sum() == k and own.bool()[size.argsort(descending=True)[: k - int(np.ceil(0.25 * k))]].all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PublicSupport(elect="vote"), "elect must be 'seed' or 'last', got 'vote'"),
+        (lambda: PublicSupport(elect="last", explore=0), r"explore must lie in \(0, 1\], got 0"),
+        (lambda: PublicSupport(elect="last", rescale=True), "rescale=True makes up for what is dropped"),
+        (lambda: RandomMask(codec=PublicSupport(elect="last")), "reads whole slots, and would get a few coordinates"),
+        (lambda: Fragments(PublicSupport(elect="last"), 2), "reads the last round's step, which carried another"),
+        (lambda: chain(DCT(), PublicSupport(elect="last")), "reads the adapter, which DCT"),
+    ],
+)
+@without_type_checks()
+def test_what_does_not_elect_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -7,7 +7,44 @@ import numpy as np
 import torch
 
 from fedpeft.space import Slot, Space
-from fedpeft.strategies import Broadcast, Context, Fold, Mean, SignElection, Strategy, Update
+from fedpeft.strategies import (
+    DARE,
+    DELLA,
+    OPCM,
+    PCB,
+    TIES,
+    Breadcrumbs,
+    Broadcast,
+    Bulyan,
+    CentredClip,
+    ClipNorm,
+    Consensus,
+    Context,
+    Fisher,
+    FlexLoRA,
+    FLTrust,
+    Fold,
+    GeometricMedian,
+    IsoC,
+    KnOTS,
+    Krum,
+    Majority,
+    MaTS,
+    Mean,
+    Median,
+    RankAllocation,
+    RankVote,
+    RegMean,
+    Scaled,
+    Strategy,
+    SubspaceStep,
+    TernaryMedian,
+    TernaryTrimmedMean,
+    TrimmedMean,
+    Update,
+    by_slot,
+)
+from fedpeft.strategies.statistics import gram_slots
 
 CONFIG = json.dumps({"lora_alpha": 6, "peft_type": "LORA", "r": 3})
 SPACE = Space(
@@ -47,9 +84,53 @@ def example(strategy: Strategy, breaks: str = "") -> Example:
     return Example(strategy, frozenset(breaks.split()))
 
 
+PEFT = "alone between split proportion weightless"
 EXAMPLES = [
     example(Mean()),
-    *(example(SignElection(elect, average)) for elect in ("sum", "count") for average in ("agreeing", "all")),
+    *(example(TIES(trim="none", elect=e, aggregate=a)) for e in ("sum", "count") for a in ("mean", "margin")),
+    example(TIES(), "alone weightless"),
+    example(TIES(0.5, "global", weights="reference"), "alone split weightless"),
+    example(TIES(0.3, "global", aggregate="sum", weights="reference", scale=0.3), "alone between split weightless"),
+    *(example(TIES(0.4, elect=e, weights="peft"), PEFT) for e in ("sum", "count")),
+    example(TIES(0.4, aggregate="margin", weights="peft", scale=-0.1), PEFT),
+    example(TIES(trim="none", aggregate="sum"), "alone between proportion"),
+    example(DARE(Mean(), 0.4), "alone between scale"),
+    example(DARE(TIES(trim="none"), 0.4, "l1", "shared"), "alone between"),
+    example(DARE(Krum(1), 0.4), "alone between scale split weightless"),
+    example(DELLA(TIES(trim="none"), 0.6, 0.2), "alone between scale weightless"),
+    example(Breadcrumbs(Mean(), 0.5, 0.1), "alone"),
+    *(example(Scaled(inner, -2.0), "alone between") for inner in (Mean(), TIES(trim="none"), GeometricMedian())),
+    example(ClipNorm(Mean(), 9.0), "alone scale"),
+    example(ClipNorm(Krum(1), 9.0), "alone scale split weightless"),
+    example(by_slot({"lora_A": Mean(), "*.score.*": TIES()}, default=Mean()), "alone weightless"),
+    example(by_slot({"*.lora_?.*": GeometricMedian(), "head": TIES(trim="none")}, default=Fisher())),
+    example(by_slot({"lora_B": RegMean(), "head": Krum(1)}, default=Mean()), "between split weightless"),
+    *(example(kind, "alone between") for kind in (TernaryMedian(), TernaryTrimmedMean(0.2), TernaryTrimmedMean(0.0))),
+    example(Majority(), "alone between"),
+    example(Majority(0.5), "alone between scale"),
+    *(example(Fisher(floor, normalise)) for floor in (1e-6, 0.1) for normalise in (True, False)),
+    *(example(RegMean(*how), "between") for how in ((), (0.0, 1e-3), (1.0, 1e-6, True))),
+    example(RankVote(), "alone between scale split weightless nothing"),
+    example(RankAllocation(TIES(trim="none"), keep=0.5), "alone between scale split weightless nothing"),
+    example(RankAllocation(Mean(), keep=1.0)),
+    *(example(Krum(*how), "split weightless") for how in ((1,), (0,), (2, 3))),
+    *(example(Bulyan(f), "split weightless") for f in (0, 1)),
+    example(Median(), "split weightless"),
+    *(example(TrimmedMean(fraction), "split weightless") for fraction in (0.0, 0.2, 0.45)),
+    example(GeometricMedian()),
+    example(GeometricMedian(iterations=1, epsilon=0.1)),
+    *(example(CentredClip(*how), "alone scale split weightless") for how in ((3.0,), (5.0, 3))),
+    example(FLTrust(), "alone between scale split weightless"),
+    *(example(FlexLoRA(rank), "alone between scale nothing") for rank in (None, 2)),
+    example(SubspaceStep(), "alone between scale nothing"),
+    *(example(KnOTS(*how), "alone between scale weightless nothing") for how in ((), (0.5, "layer"))),
+    example(KnOTS(1.0), "alone between scale nothing"),
+    *(example(IsoC(inner), "alone between scale nothing") for inner in (Mean(), SubspaceStep(), FlexLoRA())),
+    *(example(PCB(*how), "alone scale split weightless") for how in ((), (0.5,))),
+    example(PCB(1.0, 1.5), "alone between scale split weightless"),
+    *(example(Consensus(*how), "split weightless") for how in ((), (1.0, 1), (2.0, 4))),
+    *(example(OPCM(alpha), "between order split weightless") for alpha in (0.0, 0.5, 0.9)),
+    *(example(MaTS(4, metric), "between") for metric in ("fisher", "gram", "both")),
 ]  # fmt: skip
 
 
@@ -64,12 +145,24 @@ def updates(clients: int, kind: str = "normal", space: Space = SPACE) -> list[Up
             x, weights = np.sign(x) * (np.abs(x) > 0.8), np.ones(clients)
         case "huge":
             x = x * 1e30
-    return [Update(torch.from_numpy(d).float(), float(w)) for d, w in zip(x, weights, strict=True)]
+    deltas = torch.from_numpy(x).float()
+    return [Update(d, float(w), statistics(draw, space)) for d, w in zip(deltas, weights, strict=True)]
+
+
+def statistics(draw: np.random.Generator, space: Space) -> dict[str, torch.Tensor]:
+    """Whatever a strategy may need of an update beyond its delta."""
+    made = {"fisher": torch.from_numpy(draw.exponential(size=space.numel) ** 3).float()}
+    if gram_slots(space):
+        activations = [draw.standard_normal((9, slot.shape[1])) for slot in gram_slots(space)]
+        made["gram"] = torch.cat([torch.from_numpy(z.T @ z / 9).float().reshape(-1) for z in activations])
+    return made
 
 
 def context(strategy: Strategy, space: Space = SPACE) -> Context:
     """What is merged into: a start where the strategy asks for one."""
-    return Context(space, START if strategy.anchored and space is SPACE else None)
+    given = getattr(strategy, "given", ())
+    told = {name: torch.from_numpy(np.random.default_rng(8).standard_normal(space.numel)) for name in given}
+    return Context(space, START if strategy.anchored and space is SPACE else None, told=told)
 
 
 def merged(strategy: Strategy, cohort: list[Update], space: Space = SPACE) -> torch.Tensor:

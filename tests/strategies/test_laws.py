@@ -1,6 +1,7 @@
 """What holds for every strategy, but for the laws that its definition breaks; `examples.Example` lists those."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from fedpeft import strategies
 from fedpeft.strategies import NAMES, Strategy, Update
+from fedpeft.strategies.by_slot import BySlot
 from tests.codecs.examples import without_type_checks
 from tests.strategies.examples import EXAMPLES, SPACE, merged, updates
 
@@ -25,7 +27,8 @@ def close(one, other):
 
 def test_every_public_strategy_is_held_to_the_laws():
     known = {e.strategy for e in EXAMPLES}
-    assert {type(strategy) for strategy in known} == {kind for kind in NAMES.values() if isinstance(kind, type)}
+    kinds = {kind for kind in NAMES.values() if isinstance(kind, type)}
+    assert {type(strategy) for strategy in known} == {*kinds, BySlot}
     assert len(known) == len(EXAMPLES)
     laws = {"alone", "between", "scale", "split", "proportion", "weightless", "order", "nothing", "huge"}
     assert all(e.breaks <= laws for e in EXAMPLES)
@@ -61,10 +64,10 @@ def test_huge_deltas_stay_finite(strategy, clients):
 @every_strategy_that_keeps("alone")
 @pytest.mark.parametrize("weight", [1e-30, 1.0, 12345.678, 1e9])
 def test_one_client_in_gives_its_own_delta_back(strategy, weight):
-    x = updates(1)[0].delta
+    one = replace(updates(1)[0], weight=weight)
     least = max(1, strategy.least)
-    assert close(merged(strategy, [Update(x, weight)] * least), x)
-    assert close(merged(strategy, [Update(x, weight)] * (least + 6)), x)
+    assert close(merged(strategy, [one] * least), one.delta)
+    assert close(merged(strategy, [one] * (least + 6)), one.delta)
 
 
 @every_strategy_that_keeps("order")
@@ -87,7 +90,7 @@ def test_a_weight_of_zero_is_refused(strategy, weight):
 @every_strategy_that_keeps("weightless")
 def test_a_weight_of_almost_zero_is_absence(strategy):
     cohort = updates(9)
-    almost = merged(strategy, [*cohort, Update(torch.ones(SPACE.numel), 1e-300)])
+    almost = merged(strategy, [*cohort, replace(cohort[0], sent=torch.ones(SPACE.numel), weight=1e-300)])
     assert close(almost, merged(strategy, cohort))
 
 
@@ -111,14 +114,14 @@ def test_too_few_updates_are_refused(strategy):
 def test_only_the_proportion_of_weights_counts(strategy):
     cohort = updates(9)
     for factor in (2.0**-20, 8.0, 3.7):
-        scaled = merged(strategy, [Update(u.delta, u.weight * factor) for u in cohort])
+        scaled = merged(strategy, [replace(u, weight=u.weight * factor) for u in cohort])
         assert close(scaled, merged(strategy, cohort))
 
 
 @every_strategy_that_keeps("split")
 def test_a_weight_of_k_is_k_clients(strategy):
     cohort = updates(9, "integers")
-    apart = [Update(u.delta) for u in cohort for _ in range(int(u.weight))]
+    apart = [replace(u, weight=1.0) for u in cohort for _ in range(int(u.weight))]
     assert close(merged(strategy, cohort), merged(strategy, apart))
 
 
@@ -127,14 +130,14 @@ def test_a_weight_of_k_is_k_clients(strategy):
 def test_scale_and_sign_commute(strategy, kind):
     cohort = updates(9, kind)
     for factor in (-1.0, 4.0, -0.5):
-        scaled = merged(strategy, [Update(u.delta * factor, u.weight) for u in cohort])
+        scaled = merged(strategy, [replace(u, sent=u.delta * factor) for u in cohort])
         assert close(scaled, merged(strategy, cohort) * factor)
 
 
 @every_strategy_that_keeps("nothing")
 @several
 def test_nothing_stays_nothing(strategy, clients):
-    still = merged(strategy, [Update(torch.zeros(SPACE.numel), u.weight) for u in updates(clients)])
+    still = merged(strategy, [replace(u, sent=torch.zeros(SPACE.numel)) for u in updates(clients)])
     assert torch.allclose(still, torch.zeros(SPACE.numel), atol=1e-5)
 
 

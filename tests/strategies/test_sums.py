@@ -1,5 +1,7 @@
 """What holds for every additive strategy, to the bit where the summands are whole numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from fedpeft.codecs import Context as Sender
 from fedpeft.codecs import Ternary
 from fedpeft.space import Slot, Space
-from fedpeft.strategies import Broadcast, Context, Fold, SignElection, Update
+from fedpeft.strategies import TIES, Broadcast, Context, Fold, Update
 from tests.strategies.examples import EXAMPLES, SPACE, context, contexts, updates
 
 SUMS = [e.strategy for e in EXAMPLES if e.strategy.additive]
@@ -97,9 +99,9 @@ def test_a_lift_is_float64_of_a_size_that_no_client_changes(strategy):
 def test_bit_planes_are_merged_as_what_they_stand_for(strategy, clients, threshold):
     codec = Ternary(density=0.4, threshold=threshold)
     parts = [codec.encode(u.delta, SPACE, Sender()) for u in updates(clients)]
-    weights = [u.weight for u in updates(clients)]
+    cohort = updates(clients)
     planes, dense = (
-        [Update(read(p, SPACE, Sender()), w) for p, w in zip(parts, weights, strict=True)]
+        [replace(u, sent=read(p, SPACE, Sender())) for u, p in zip(cohort, parts, strict=True)]
         for read in (codec.planes, codec.decode)
     )
     assert all(torch.equal(a.delta, b.delta) for a, b in zip(planes, dense, strict=True))
@@ -168,5 +170,5 @@ def test_memory_does_not_grow_with_the_cohort(strategy):
 
 
 def test_four_sums_elect_a_sign():
-    total = fold(SignElection(), updates(5)).total
+    total = fold(TIES(), updates(5)).total
     assert sum(t.untyped_storage().nbytes() for t in total.values()) == 8 * (4 * SPACE.numel + 1)

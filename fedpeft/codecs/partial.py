@@ -1,0 +1,98 @@
+"""Codecs that carry a part of the adapter's slots in a round, and other ones in the next."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Parts, empty, fit
+from fedpeft.space import Space
+
+_INNER = 1022  # part of the context in which a piece is encoded; `per_slot` numbers its own from 1
+
+
+@dataclass(frozen=True)
+class Partial(Codec):
+    """Send one piece of the space each round, in turn: round t carries piece (t - 1) mod m.
+
+    Args:
+        codec: what encodes the piece, in the space of its slots alone.
+    """
+
+    codec: Codec
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.codec, Codec):
+            raise ValueError(f"{type(self).__name__}: codec must be a codec, got {self.codec!r}")
+
+    @abstractmethod
+    def pieces(self, space: Space) -> tuple[Space, ...]:
+        """The m pieces; they need not cover the space, and may overlap."""
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        """Whether the codec of a piece is."""
+        return self.codec.linear
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        """What the codec of a piece reads."""
+        return self.codec.reads
+
+    def carried(self, space: Space, ctx: Context) -> Space:
+        """The piece whose turn it is."""
+        piece = self._piece(space, ctx)
+        return self.codec.carried(piece, ctx.inside(space, piece, _INNER))
+
+    def layout(self, space: Space) -> Layout:
+        """The parts of any piece."""
+        fields: dict[str, Field] = {}
+        pieces = self.pieces(space)
+        for piece in pieces:
+            for name, field in self.codec.layout(piece).items():
+                fields[name] = self._either(fields.get(name), field)
+        return {name: replace(field, ragged=True) for name, field in fields.items()} if len(pieces) > 1 else fields
+
+    def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
+        """Take the piece's slots out and encode them."""
+        if len(wrong := torch.isfinite(delta).logical_not().nonzero()):
+            raise ValueError(f"coordinate {int(wrong[0])} of the delta is not finite")
+        piece = self._piece(space, ctx)
+        gathered = torch.cat([space.view(delta, slot.name).reshape(-1) for slot in piece.slots])
+        parts = self.codec.encode(gathered, piece, ctx.inside(space, piece, _INNER))
+        return {name: parts[name] if name in parts else empty(field) for name, field in self.layout(space).items()}
+
+    def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
+        """The piece in its place, and zeros.
+
+        Raises:
+            PayloadError: the parts are not those of this round's piece.
+        """
+        piece = self._piece(space, ctx)
+        own = fit(parts, self.codec.layout(piece))
+        vector = self.codec.decode(own, piece, ctx.inside(space, piece, _INNER))
+        delta = torch.zeros(space.numel)
+        for slot in piece.slots:
+            space.view(delta, slot.name).copy_(piece.view(vector, slot.name))
+        return delta
+
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
+        """What the piece's codec has chosen."""
+        piece = self._piece(space, ctx)
+        own = fit(parts, self.codec.layout(piece))
+        return self.codec.chosen(own, piece, ctx.inside(space, piece, _INNER))
+
+    def _piece(self, space: Space, ctx: Context) -> Space:
+        pieces = self.pieces(space)
+        return pieces[max(ctx.round - 1, 0) % len(pieces)]
+
+    def _either(self, a: Field | None, b: Field) -> Field:
+        if a is None:
+            return b
+        if replace(a, numel=0, ragged=False) != replace(b, numel=0, ragged=False):
+            name = type(self).__name__
+            raise ValueError(f"{name}: a codec whose parts differ in kind between slots cannot be cut: {a}, {b}")
+        return replace(a, numel=max(a.numel, b.numel))

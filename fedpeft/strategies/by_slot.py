@@ -1,0 +1,203 @@
+"""Another strategy for each group of slots: merging by layer and by role."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft.space import Space
+from fedpeft.strategies.base import Additive, Broadcast, Context, Strategy, Summands, Update, check
+from fedpeft.strategies.statistics import statistic_space
+
+
+@dataclass(frozen=True, repr=False)
+class BySlot(Additive):
+    """One strategy for the slots of each pattern; made by `by_slot`.
+
+    It declares of itself what any of its strategies declares, and is a sum where all of them are. Otherwise its groups
+    are merged one after the other, and each update is read again for each group.
+    """
+
+    rules: tuple[tuple[str, Strategy], ...]
+    default: Strategy
+
+    def __repr__(self) -> str:
+        rules = ", ".join(f"{pattern!r}: {strategy!r}" for pattern, strategy in self.rules)
+        return f"by_slot({{{rules}}}, default={self.default!r})"
+
+    @property
+    def _all(self) -> tuple[Strategy, ...]:
+        return (*(strategy for _, strategy in self.rules), self.default)
+
+    @property
+    def additive(self) -> bool:  # type: ignore[override]
+        """Whether every group's strategy is a function of sums."""
+        return all(strategy.additive for strategy in self._all)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What any of them takes of an update beyond its delta."""
+        return frozenset[str]().union(*(strategy.needs for strategy in self._all))
+
+    @property
+    def anchored(self) -> bool:  # type: ignore[override]
+        """Whether any of them works on adapters."""
+        return any(strategy.anchored for strategy in self._all)
+
+    @property
+    def passes(self) -> int:
+        """As often as the one that reads the updates most often."""
+        return max(strategy.passes for strategy in self._all)
+
+    @property
+    def least(self) -> int:
+        """The fewest updates that all of them can merge."""
+        return max(strategy.least for strategy in self._all)
+
+    def lift(self, update: Update, ctx: Context) -> Summands:
+        """The summands of all groups that have not found their delta yet, prefixed with the group's number."""
+        return {
+            f"{i}.{name}": summand
+            for i, strategy, group in _grouped(self, ctx.space)
+            if str(i) not in ctx.told
+            for name, summand in _sum(strategy)
+            .lift(_part(update, ctx, strategy, group), _inside(ctx, i, group))
+            .items()
+        }
+
+    def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"] | Broadcast:
+        """Each group's delta, under its number, where it lies in the whole; a Broadcast while one has none."""
+        found: dict[str, Tensor] = {}
+        for i, strategy, group in _grouped(self, ctx.space):
+            if (key := str(i)) in ctx.told:
+                found[key] = ctx.told[key]
+                continue
+            outcome = _sum(strategy).finalize(_named(total, i), _inside(ctx, i, group))
+            if isinstance(outcome, Broadcast):
+                found.update({f"{i}.{name}": tensor for name, tensor in outcome.told.items()})
+            else:
+                found[key] = outcome
+        if any("." in key for key in found):
+            return Broadcast(found)
+        return self._together(found, ctx)
+
+    def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
+        """The groups' merges, each in its own space."""
+        if self.additive:
+            return super().merge(updates, ctx)
+        found = {
+            str(i): strategy.merge(_Parts(updates, ctx, strategy, group), _inside(ctx, i, group))
+            for i, strategy, group in _grouped(self, ctx.space)
+        }
+        return self._together(found, ctx)
+
+    def _together(self, found: Mapping[str, Tensor], ctx: Context) -> Float[Tensor, " d"]:
+        merged = torch.empty(ctx.space.numel)
+        for i, _, group in _grouped(self, ctx.space):
+            for slot in group.slots:
+                ctx.space.view(merged, slot.name).copy_(group.view(found[str(i)], slot.name))
+        return merged
+
+
+def by_slot(rules: Mapping[str, Strategy], *, default: Strategy) -> Strategy:
+    """A strategy that merges slots differently: `by_slot({"lora_A": Mean(), "*.score.*": TIES()}, default=Mean())`.
+
+    >>> from fedpeft.strategies.mean import Mean
+    >>> by_slot({"head": Mean()}, default=Mean())
+    by_slot({'head': Mean()}, default=Mean())
+
+    Args:
+        rules: strategy by role, or by a pattern of the slot's name with `*`; the first that fits counts. A pattern
+            that fits no slot is an error, when updates are merged.
+        default: strategy of the slots that no pattern fits.
+
+    Raises:
+        ValueError: something is no pattern or no strategy.
+    """
+    if not isinstance(rules, Mapping) or not all(isinstance(pattern, str) for pattern in rules):
+        raise ValueError(f"by_slot: expected a mapping of patterns to strategies, got {rules!r}")
+    for pattern, strategy in [*rules.items(), ("default", default)]:
+        if not isinstance(strategy, Strategy):
+            raise ValueError(f"by_slot: expected a strategy for {pattern!r}, got {strategy!r}")
+    return BySlot(tuple(rules.items()), default)
+
+
+@lru_cache(maxsize=64)
+def _grouped(strategy: BySlot, space: Space) -> tuple[tuple[int, Strategy, Space], ...]:
+    """Number, strategy and space of every group that has a slot; a slot belongs to the first pattern that fits."""
+    choices = [*strategy.rules, ("*", strategy.default)]
+    names: list[list[str]] = [[] for _ in choices]
+    for slot in space.slots:
+        first = next(
+            i for i, (pattern, _) in enumerate(choices) if fnmatchcase(slot.name, pattern) or pattern == slot.role
+        )
+        names[first].append(slot.name)
+    for (pattern, _), found in zip(strategy.rules, names, strict=False):
+        if not found:
+            raise ValueError(
+                f"by_slot: the pattern {pattern!r} fits no slot that an earlier one left, of "
+                f"{[slot.name for slot in space.slots][:3]} and {max(0, len(space.slots) - 3)} more"
+            )
+    return tuple((i, choices[i][1], space.subspace(found)) for i, found in enumerate(names) if found)
+
+
+def _sum(strategy: Strategy) -> Additive:
+    if not (strategy.additive and isinstance(strategy, Additive)):
+        raise TypeError(f"{strategy} is not a function of sums, so its group has no summands: use merge")
+    return strategy
+
+
+def _named(tensors: Summands, group: int) -> dict[str, Tensor]:
+    """Those of a group, by their own names."""
+    prefix = f"{group}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _gathered(vector: Float[Tensor, " d"], space: Space, group: Space) -> Float[Tensor, " g"]:
+    return torch.cat([space.view(vector, slot.name).reshape(-1) for slot in group.slots])
+
+
+def _inside(ctx: Context, number: int, group: Space) -> Context:
+    """What a group's updates are merged into."""
+    start = None if ctx.start is None else _gathered(ctx.start, ctx.space, group)
+    return replace(ctx, space=group, start=start, told=_named(ctx.told, number))
+
+
+def _part(update: Update, ctx: Context, strategy: Strategy, group: Space) -> Update:
+    """A group's share of an update, with the statistics that its strategy needs."""
+    statistics = {
+        name: _gathered(update.statistics[name], statistic_space(name, ctx.space), statistic_space(name, group))
+        for name in sorted(strategy.needs)
+    }
+    return replace(update, sent=_gathered(update.delta, ctx.space, group), statistics=statistics)
+
+
+class _Parts(Sequence[Update]):
+    """A group's share of each update, made when it is read."""
+
+    def __init__(self, updates: Sequence[Update], ctx: Context, strategy: Strategy, group: Space) -> None:
+        self._updates, self._ctx, self._strategy, self._group = updates, ctx, strategy, group
+
+    def __len__(self) -> int:
+        return len(self._updates)
+
+    @overload
+    def __getitem__(self, i: int) -> Update: ...
+    @overload
+    def __getitem__(self, i: slice) -> "_Parts": ...
+    def __getitem__(self, i: int | slice) -> "Update | _Parts":
+        if isinstance(i, slice):
+            return _Parts(self._updates[i], self._ctx, self._strategy, self._group)
+        return self._share(self._updates[i])
+
+    def __iter__(self) -> Iterator[Update]:
+        return map(self._share, self._updates)
+
+    def _share(self, update: Update) -> Update:
+        check([update], self._ctx, self._strategy.needs)
+        return _part(update, self._ctx, self._strategy, self._group)

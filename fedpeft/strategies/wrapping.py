@@ -1,0 +1,145 @@
+"""Strategies around another one: what is done to each update before it, or to the merged delta after it."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft.strategies.base import Additive, Broadcast, Context, Strategy, Summands, Update, check
+
+
+@dataclass(frozen=True)
+class Wrapper(Additive):
+    """A strategy around another, which declares what that one declares.
+
+    Whether it is a sum is a matter of the instance: ask `additive`, not the class.
+
+    Args:
+        strategy: the one inside.
+    """
+
+    strategy: Strategy
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strategy, Strategy):
+            raise ValueError(f"{type(self).__name__}: strategy must be a strategy, got {self.strategy!r}")
+
+    @property
+    def additive(self) -> bool:  # type: ignore[override]
+        """Whether the strategy inside is a function of sums over clients."""
+        return self.strategy.additive
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Names of the statistics that the strategy inside takes."""
+        return self.strategy.needs
+
+    @property
+    def anchored(self) -> bool:  # type: ignore[override]
+        """Whether the strategy inside works on adapters."""
+        return self.strategy.anchored
+
+    @property
+    def passes(self) -> int:
+        """How often the strategy inside reads the updates."""
+        return self.strategy.passes
+
+    @property
+    def least(self) -> int:
+        """The fewest updates that the strategy inside can merge."""
+        return self.strategy.least
+
+    @property
+    def _sum(self) -> Additive:
+        if not (self.additive and isinstance(self.strategy, Additive)):
+            raise TypeError(f"{self.strategy} is not a function of sums, so {self} has no summands: use merge")
+        return self.strategy
+
+
+@dataclass(frozen=True)
+class Before(Wrapper):
+    """Something done to each update, then the strategy inside; a subclass says what, in `before`.
+
+    One update at a time is changed, when it is read: memory is the inner strategy's.
+    """
+
+    @abstractmethod
+    def before(self, update: Update, ctx: Context) -> Update:
+        """The update that the strategy inside gets, which depends on this one and the context alone."""
+
+    def lift(self, update: Update, ctx: Context) -> Summands:
+        """The inner lift of the changed update."""
+        return self._sum.lift(self.before(update, ctx), ctx)
+
+    def accumulate(self, total: dict[str, Tensor], updates: Sequence[Update], ctx: Context) -> None:
+        """Change each, then add it."""
+        for update in updates:
+            self._sum.accumulate(total, [self.before(update, ctx)], ctx)
+
+    def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"] | Broadcast:
+        """The inner strategy's."""
+        return self._sum.finalize(total, ctx)
+
+    def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
+        """What the strategy inside makes of the changed updates."""
+        return self.strategy.merge(_Changed(updates, lambda update: self.before(update, ctx), ctx), ctx)
+
+
+@dataclass(frozen=True)
+class After(Wrapper):
+    """The strategy inside, then something done to what it has merged; a subclass says what, in `after`."""
+
+    @property
+    def ternary(self) -> bool:  # type: ignore[override]
+        """Whether the strategy inside takes bit planes as they are."""
+        return self.strategy.ternary
+
+    @abstractmethod
+    def after(self, merged: Float[Tensor, " d"], ctx: Context) -> Float[Tensor, " d"]:
+        """The delta, float32, to put in the merged one's place."""
+
+    def lift(self, update: Update, ctx: Context) -> Summands:
+        """The inner lift."""
+        return self._sum.lift(update, ctx)
+
+    def accumulate(self, total: dict[str, Tensor], updates: Sequence[Update], ctx: Context) -> None:
+        """As the inner strategy adds them."""
+        self._sum.accumulate(total, updates, ctx)
+
+    def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"] | Broadcast:
+        """The inner outcome, changed once it is a delta."""
+        found = self._sum.finalize(total, ctx)
+        return found if isinstance(found, Broadcast) else self.after(found, ctx)
+
+    def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
+        """The inner merge, changed."""
+        return self.after(self.strategy.merge(updates, ctx), ctx)
+
+
+class _Changed(Sequence[Update]):
+    """Updates, each checked and changed when it is read."""
+
+    def __init__(self, updates: Sequence[Update], change: Callable[[Update], Update], ctx: Context) -> None:
+        self._updates, self._change, self._ctx = updates, change, ctx
+
+    def __len__(self) -> int:
+        return len(self._updates)
+
+    @overload
+    def __getitem__(self, i: int) -> Update: ...
+    @overload
+    def __getitem__(self, i: slice) -> "_Changed": ...
+    def __getitem__(self, i: int | slice) -> "Update | _Changed":
+        if isinstance(i, slice):
+            return _Changed(self._updates[i], self._change, self._ctx)
+        return self._changed(self._updates[i])
+
+    def __iter__(self) -> Iterator[Update]:
+        return map(self._changed, self._updates)
+
+    def _changed(self, update: Update) -> Update:
+        check([update], self._ctx)
+        return self._change(update)

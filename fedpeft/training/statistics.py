@@ -1,0 +1,89 @@
+"""Measuring what some strategies need beyond the delta, one example at a time so that nothing is padded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fedpeft.adapters import AdaptedModel
+from fedpeft.strategies.statistics import gram_slots
+
+
+class Squares:
+    """The mean of squared gradients: the diagonal Fisher information where each is of a log-likelihood.
+
+    Args:
+        adapted: whose trained parameters it is of.
+    """
+
+    def __init__(self, adapted: AdaptedModel) -> None:
+        self._adapted = adapted
+        self._sums = [torch.zeros_like(p, dtype=torch.float64) for p in adapted.parameters()]
+        self._count = 0
+
+    def add(self, log_likelihood: Float[Tensor, ""]) -> None:
+        """Count one example."""
+        parameters = self._adapted.parameters()
+        gradients = torch.autograd.grad(log_likelihood, parameters, allow_unused=True)
+        for total, gradient in zip(self._sums, gradients, strict=True):
+            if gradient is not None:
+                total.add_(gradient.double().square())
+        self._count += 1
+
+    def mean(self) -> dict[str, Tensor]:
+        """By slot."""
+        slots = self._adapted.space.slots
+        return {slot.name: total / max(self._count, 1) for slot, total in zip(slots, self._sums, strict=True)}
+
+
+class Grams:
+    """The mean of z z^T over the inputs z of each LoRA B, in the forward passes within `watching`.
+
+    Args:
+        adapted: whose modules it is of.
+    """
+
+    def __init__(self, adapted: AdaptedModel) -> None:
+        owners = {id(m.weight): m for m in adapted.model.modules() if isinstance(getattr(m, "weight", None), Tensor)}
+        trained = dict(zip((slot.name for slot in adapted.space.slots), adapted.parameters(), strict=True))
+        self._modules = {slot.name: owners[id(trained[slot.name])] for slot in gram_slots(adapted.space)}
+        self._sums: dict[str, Tensor] = {}
+        self._counts = dict.fromkeys(self._modules, 0)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count every input."""
+        hooks = [module.register_forward_pre_hook(self._counting(name)) for name, module in self._modules.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _counting(self, name: str) -> Any:
+        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            z = inputs[0].detach().double().reshape(-1, inputs[0].shape[-1])
+            self._sums[name] = self._sums.get(name, 0) + z.T @ z
+            self._counts[name] += len(z)
+
+        return count
+
+    def mean(self) -> dict[str, Tensor]:
+        """By slot; zero where a module was never called."""
+        found = {}
+        for name, module in self._modules.items():
+            rank = module.get_parameter("weight").shape[1]
+            total = self._sums.get(name, torch.zeros(rank, rank, dtype=torch.float64))
+            found[name] = (total + total.T) / (2 * max(self._counts[name], 1))
+        return found
+
+
+def drawn(logits: Float[Tensor, "n classes"], uniform: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """A class for each row, drawn by its softmax from a number in [0, 1); never one whose logit is -inf."""
+    chances = logits.detach().double().softmax(dim=1).cumsum(dim=1)
+    # In (0, total]: the first class whose running sum reaches it has a chance of its own.
+    reached = (1 - uniform.to(chances))[:, None] * chances[:, -1:]
+    return torch.searchsorted(chances, reached).squeeze(1)

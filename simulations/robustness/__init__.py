@@ -1,0 +1,1 @@
+"""How much a few dishonest sites can spoil: whole federated runs, one for each rule, attack and share of such sites."""
