@@ -20,10 +20,11 @@ from fedpeft.federation.tasks import Tasks, publish
 from fedpeft.federation.transport import Arrival, NodeId, Parcel, Transport
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
-from fedpeft.strategies import Context, Update
+from fedpeft.strategies import Context, Update, modules, product_error
 
 _FINAL = (Reason.BAD_PAYLOAD, Reason.FAILED, Reason.POLICY, Reason.OTHER_SPACE, Reason.OTHER_RUN, Reason.OTHER_ROUND)
 _GIVEN_UP = 8  # rounds
+_PROBES = 8  # for a few per cent of accuracy, at the cost of reading the updates once more
 _METRICS = ("loss", "train_s", "encode_s")
 
 
@@ -105,8 +106,21 @@ class Round:
 
     def merged(self) -> Float[Tensor, " d"]:
         """What the strategy makes of the updates, in node order: it has the same bits however replies came."""
+        return self._plan.strategy.merge(*self._merging())
+
+    def product_error(self, merged: Float[Tensor, " d"]) -> float | None:
+        """How far the merged LoRA products are from the mean of the sites', estimated along a few directions.
+
+        None where there are no such products, or updates did not all begin at one adapter.
+        """
+        updates, ctx = self._merging()
+        if not modules(self._space) or self._plan.buffer:
+            return None
+        return product_error(updates, merged, ctx, probes=_PROBES)
+
+    def _merging(self) -> tuple[Sequence[Update], Context]:
         ctx = Context(self._space, self.public, self._plan.seed, self.number)
-        return self._plan.strategy.merge(_Counted(self.accepted, self._read), ctx)
+        return _Counted(self.accepted, self._read), ctx
 
     def _read(self, record: Record) -> Update:
         sent = self._replies.read(record["node"], self._journal.get(record["payload"]), record["base"])

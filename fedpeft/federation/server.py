@@ -119,9 +119,10 @@ class Server:
         current.collect()
         closed = time.perf_counter()
         accepted = current.accepted
+        merged = current.merged()
         vector, optimizer = self._plan.optimizer.step(
             self.state.vector,
-            current.merged(),
+            merged,
             self.state.optimizer,
             self._carried({record["base"] for record in accepted}),
         )
@@ -141,8 +142,9 @@ class Server:
         folded = time.perf_counter()
         scores = self._scores(vector)
         ended = time.perf_counter()
+        error = current.product_error(merged)
         seconds = {"fold_s": folded - closed, "evaluate_s": ended - folded, "round_s": ended - began}
-        metrics = self._metrics(current.number, accepted, scores) | seconds
+        metrics = self._metrics(current.number, accepted, scores) | {"product_error": error} | seconds
         self._commit(state, metrics)
         return metrics
 

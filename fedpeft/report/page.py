@@ -118,14 +118,23 @@ def _sites(run: Run) -> str:
 
 
 def _rounds(run: Run) -> str:
-    heads = ["round", "loss", "accuracy", "training loss", "learning rate", "sent a site", "received a site"]
+    heads = [
+        "round",
+        "loss",
+        "accuracy",
+        "training loss",
+        "product error",
+        "learning rate",
+        "sent a site",
+        "received a site",
+    ]
     heads += ["bits up", "bits down", "counted", "refused", "seconds"]
     before = [words.score(key, run.facts.before.get(key)) for key in ("loss", "accuracy")]
-    rows: list[list[object]] = [["before", *before, *[DASH] * 9]] if any(run.facts.before.values()) else []
+    rows: list[list[object]] = [["before", *before, *[DASH] * 10]] if any(run.facts.before.values()) else []
     rows += [
         [
             row.round,
-            *(words.score(key, getattr(row, key)) for key in ("loss", "accuracy", "train_loss")),
+            *(words.score(key, getattr(row, key)) for key in ("loss", "accuracy", "train_loss", "product_error")),
             f"{row.learning_rate:.3g}",
             *(words.size(sent / max(row.counted, 1)) for sent in (row.up_bytes, row.down_bytes)),
             words.bits(row.up_bytes, row.up_bytes_fp32),

@@ -42,6 +42,7 @@ class Round(Traffic):
     fold_s: _Seconds
     evaluate_s: _Seconds
     round_s: _Seconds
+    product_error: _Score = None
     sites: dict[str, Traffic]
 
     @property

@@ -16,7 +16,10 @@ from fedpeft.federation.events import Event, Happening
 from fedpeft.federation.transport import NodeId
 
 _CURVES = {
-    **{name: name for name in ("loss", "accuracy", "train_loss", "learning_rate", "up_bytes", "down_bytes")},
+    **{
+        name: name
+        for name in ("loss", "accuracy", "train_loss", "learning_rate", "product_error", "up_bytes", "down_bytes")
+    },
     "round_s": "seconds",
 }
 

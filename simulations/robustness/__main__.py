@@ -1,7 +1,7 @@
 """Final accuracy of real federated runs under attack, rule by rule.
 
 `FEDPEFT_DATA=... python -m simulations.robustness --jobs 2`: a pretrained Llama of 260,032 parameters with LoRA (r = 8)
-on all linear modules, CLINC150's ten domains over 10 sites (Dirichlet 1.0), 16 rounds of 4 steps; 0, 1, 2 and 3 of
+on all linear modules, CLINC150's ten domains over 10 sites (Dirichlet 1.0), 12 rounds of 4 steps; 0, 1, 2 and 3 of
 the sites dishonest. A finished run's row is appended to the cache, and the same command takes the sweep up where it
 stopped; `--markdown` prints the table of `docs/robustness.md`.
 """

@@ -20,7 +20,7 @@ from simulations.robustness.rules import Rule
 
 NONE = "none"
 TASK = TASKS["clinc150"]
-_ROUNDS, _PARTITION = 16, "Dirichlet(alpha=1.0)"
+_ROUNDS, _PARTITION = 12, "Dirichlet(alpha=1.0)"
 
 
 @dataclass(frozen=True)
