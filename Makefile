@@ -21,6 +21,7 @@ slow: $(VENV)/.installed
 quick-benches: $(VENV)/.installed
 	$(BIN)/python -m simulations.bench_wire --quick
 	$(BIN)/python -m simulations.bench_codecs --quick
+	$(BIN)/python -m simulations.bench_strategies --quick
 	$(BIN)/python -m simulations.compare --quick
 	$(BIN)/python -m simulations.clinc150 --quick
 	$(BIN)/python -m simulations.frontier --quick

@@ -6,7 +6,8 @@ Any PEFT method whose trainable parameters all appear in its state dict federate
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,18 @@ class AdaptedModel:
         with torch.no_grad():
             for name, tensor in self.space.tensors(vector).items():
                 self._parameters[name].copy_(tensor)
+
+    @contextmanager
+    def training(self, slots: Collection[str] | None = None) -> Iterator[None]:
+        """Within, only these slots (None: all) get gradients."""
+        frozen = [p for name, p in self._parameters.items() if slots is not None and name not in slots]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained, in slot order."""

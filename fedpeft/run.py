@@ -100,6 +100,7 @@ class Run:
             transport = connect(prepared, self.folder)
         except ValueError as error:
             raise ConfigError(f"these sites, data and plan do not fit: {error}") from None
+        evaluate = (lambda vector: self._trainer.evaluate(self._adapter(vector), sample)) if len(sample) else None
         say("measuring the adapter before training")
         try:
             self.server = Server(
@@ -108,7 +109,7 @@ class Run:
                 start,
                 transport,
                 self._journal,
-                evaluate=(lambda vector: self._trainer.evaluate(self._adapter(vector), sample)) if len(sample) else None,
+                evaluate=evaluate,
                 watch=watch,
             )
         except ValueError as error:

@@ -107,8 +107,8 @@ def demo() -> tuple[Space, Float[Tensor, " d"]]:
     indices = partition(experiment, prepared)[0]
     data = prepared.trainer.encode([prepared.train[i] for i in indices])
     start = prepared.trainer.adapted.read()
-    streams = (Stream(experiment.seed, purpose, 1, 1) for purpose in (Purpose.DATA, Purpose.DROPOUT))
-    trained = next(iter(prepared.trainer.train([Job(start, data, settings, *streams)])))
+    order, dropout = (Stream(experiment.seed, purpose, 1, 1) for purpose in (Purpose.DATA, Purpose.DROPOUT))
+    trained = next(iter(prepared.trainer.train([Job(start, data, settings, order, dropout)])))
     return prepared.space, trained.vector - start
 
 

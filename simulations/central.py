@@ -17,7 +17,7 @@ def central(experiment: Experiment, epochs: int, most_steps: int | None = None) 
     vector = trainer.adapted.read()
     steps = most_steps or epochs * len(train) // 32
     for part, share, rate in ((1, 3, 3e-3), (2, 1, 6e-4)):
-        streams = (Stream(experiment.seed, purpose, part) for purpose in (Purpose.DATA, Purpose.DROPOUT))
-        job = Job(vector, train, Settings(max(1, steps * share // 4), 32, rate), *streams)
+        order, dropout = (Stream(experiment.seed, purpose, part) for purpose in (Purpose.DATA, Purpose.DROPOUT))
+        job = Job(vector, train, Settings(max(1, steps * share // 4), 32, rate), order, dropout)
         vector = next(iter(trainer.train([job]))).vector
     return trainer.evaluate(vector, test)

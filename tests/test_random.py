@@ -58,6 +58,7 @@ def test_what_a_stream_draws_never_changes():
         "DROPOUT": 6,
         "CODEC_SHARED": 7,
         "CODEC_PRIVATE": 8,
+        "SUPERMASK": 9,
     }
 
 

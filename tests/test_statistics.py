@@ -16,7 +16,7 @@ def adapter(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", ["Fisher()", "RegMean()"])
+@pytest.mark.parametrize("strategy", ["Fisher()", "RegMean()", "RidgeHead(Mean(), every=2)"])
 def test_a_run_learns_and_is_taken_up_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
     rows = simulate(tiny.experiment(tmp_path, strategy=strategy, rounds=8, **MORE), tmp_path / "whole")
     assert rows[-1]["accuracy"] > rows[0]["accuracy"] or rows[-1]["loss"] < 0.7 * rows[0]["loss"]

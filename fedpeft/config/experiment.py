@@ -43,6 +43,9 @@ class TrainingSection(Section):
     labels: Literal["all", "own"] = "own"
     start: Literal["global", "own"] = "global"
     supermask: float = Field(0.0, ge=0, le=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    proximal: float = Field(0.0, ge=0)
+    slots: Literal["all", "carried"] = "all"
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
 
 
@@ -128,6 +131,9 @@ class Experiment(Section):
                 training.labels,
                 training.start,
                 supermask=training.supermask,
+                optimizer=training.optimizer,
+                proximal=training.proximal,
+                slots=training.slots,
             ),
             schedule=training.schedule,
             sites=self.sites,

@@ -182,14 +182,16 @@ class Client:
         if isinstance(codec, ErrorFeedback):
             carried = codec.carry(state.residual, missed)
         start = state.adapter + carried if task.settings.start == "own" else state.adapter
-        job = self._job(task, start)
+        job = self._job(task, start, codec, ctx)
         trained = next(iter(self._trainer.train([job])))
         delta = trained.vector - start
         if not torch.isfinite(delta).all():
             raise RunError(
                 f"training diverged in round {task.round}: the adapter is not finite; lower the learning rate"
             )
-        beside = self._measure(measuring, task, replace(job, start=trained.vector), ctx) if measuring else []
+        beside = []
+        if measuring:
+            beside = self._measure(measuring, task, replace(job, start=trained.vector), state.adapter, ctx)
         half = time.perf_counter()
         payload, residual = self._encode(delta, carried, codec, state.run, ctx)
         metrics = {**trained.metrics, "train_s": half - began, "encode_s": time.perf_counter() - half}
@@ -264,10 +266,12 @@ class Client:
         except ConfigError as error:
             raise RefusedError(Reason.POLICY, f"codec: {error}") from None
 
-    def _job(self, task: pb.Task, start: Float[Tensor, " d"]) -> Job:
+    def _job(self, task: pb.Task, start: Float[Tensor, " d"], codec: Codec | ErrorFeedback, ctx: Context) -> Job:
         s = task.settings
         labels: Any = s.labels
         begin: Any = s.start or "global"
+        optimizer: Any = s.optimizer or "adamw"
+        slots: Any = s.slots or "all"
         try:
             settings = Settings(
                 s.local_steps,
@@ -278,18 +282,28 @@ class Client:
                 labels,
                 begin,
                 supermask=s.supermask,
+                optimizer=optimizer,
+                proximal=s.proximal,
+                slots=slots,
             )
         except ValueError as error:
             raise RefusedError(Reason.POLICY, f"settings: {error}") from None
         order = Stream(task.seed, Purpose.DATA, task.round, task.client)
-        return Job(start, self._data, settings, order, replace(order, purpose=Purpose.DROPOUT))
+        plain = codec.codec if isinstance(codec, ErrorFeedback) else codec
+        sent = plain.carried(self._space, ctx).slots if slots == "carried" else None
+        carried = None if sent is None else frozenset(slot.name for slot in sent)
+        return Job(start, self._data, settings, order, replace(order, purpose=Purpose.DROPOUT), carried)
 
-    def _measure(self, measuring: Measuring, task: pb.Task, job: Job, ctx: Context) -> list[bytes]:
-        """The payloads of the statistics that a task asks for, of the adapter that the job starts from."""
-        names = list(dict.fromkeys(task.statistics))
+    def _measure(
+        self, measuring: Measuring, task: pb.Task, job: Job, public: Float[Tensor, " d"], ctx: Context
+    ) -> list[bytes]:
+        """The payloads of the statistics that a task asks for, of the job's start or of the public adapter."""
         drawing = replace(job, order=replace(job.order, part=1), dropout=replace(job.dropout, part=1))
-        found = measuring.statistics(drawing, names, statistics.EXAMPLES)
-        return statistics.pack({name: found[name] for name in names}, self._space, task.run, ctx)
+        found: dict[str, Tensor] = {}
+        for name in dict.fromkeys(task.statistics):
+            one = replace(drawing, start=public) if name in statistics.AT_START else drawing
+            found |= measuring.statistics(one, [name], statistics.EXAMPLES[name])
+        return statistics.pack(found, self._space, task.run, ctx)
 
     def _encode(
         self,

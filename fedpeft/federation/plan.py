@@ -86,6 +86,11 @@ class Plan:
             raise ValueError(f"{self.strategy} needs statistics of an adapter's weights; set supermask: 0")
         if "before" in self.broadcast.reads:
             raise ValueError(f"broadcast: {self.broadcast} reads the last step, and this one is only about to be made")
+        if self.strategy.settles and self.optimizer.expression.replace(" ", "") not in ("SGD(lr=1.0)", "SGD(lr=1)"):
+            raise ValueError(
+                f"{self.strategy} says where parameters shall be, and {self.optimizer.expression} would go elsewhere; "
+                "set server_optimizer: SGD(lr=1.0), and put Scaled(..., factor) inside where longer steps are wanted"
+            )
         asked = self.buffer or self.cohort or self.sites
         if asked and asked < self.strategy.least:
             raise ValueError(

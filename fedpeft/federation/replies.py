@@ -142,7 +142,7 @@ class Replies:
         return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))[:_LONGEST_CHOSEN]
 
     def _check_statistics(self, node: NodeId, payloads: Sequence[memoryview], number: int) -> dict[str, memoryview]:
-        names = sorted(self._plan.strategy.needs)
+        names = sorted(self._plan.strategy.asks(number))
         try:
             if len(payloads) != len(names):
                 raise PayloadError(

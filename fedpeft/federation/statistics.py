@@ -16,8 +16,13 @@ from fedpeft.space import Space
 from fedpeft.strategies.statistics import check_statistic, statistic_space
 from fedpeft.training import Measuring, Trainer
 
-EXAMPLES = 256  # of a site, at most, that a statistic is measured on
-_CODECS: Mapping[str, Codec] = {"fisher": Identity("bfloat16"), "gram": Identity("float32")}
+EXAMPLES = {"fisher": 256, "gram": 256, "head": 4096}  # of a site, at most, that a statistic is measured on
+AT_START = frozenset({"head"})  # measured on the adapter that a round began at; the others on the trained one
+_CODECS: Mapping[str, Codec] = {
+    "fisher": Identity("bfloat16"),
+    "gram": Identity("float32"),
+    "head": Identity("float32"),
+}
 
 
 def measuring(trainer: Trainer, names: Collection[str], space: Space) -> Measuring:

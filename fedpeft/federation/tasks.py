@@ -120,7 +120,7 @@ class Tasks:
             refused=max(self._state.refused.get(node, 0), *self._answered(node, "REFUSE", Reason.BAD_PAYLOAD)),
             strategy=repr(self._plan.strategy),
             merged=self._merged,
-            statistics=sorted(self._plan.strategy.needs),
+            statistics=sorted(self._plan.strategy.asks(self._number)),
             settings=pb.Settings(
                 local_steps=settings.local_steps,
                 batch_size=settings.batch_size,
@@ -130,6 +130,9 @@ class Tasks:
                 labels=settings.labels,
                 start=settings.start,
                 supermask=settings.supermask,
+                optimizer=settings.optimizer,
+                proximal=settings.proximal,
+                slots=settings.slots,
             ),
         )
 

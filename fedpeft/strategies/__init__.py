@@ -31,7 +31,9 @@ from fedpeft.strategies.opcm import OPCM
 from fedpeft.strategies.pcb import PCB
 from fedpeft.strategies.product_error import product_error
 from fedpeft.strategies.regmean import RegMean
+from fedpeft.strategies.ridge_head import RidgeHead
 from fedpeft.strategies.scaling import ClipNorm, Scaled
+from fedpeft.strategies.seen import SeenMean
 from fedpeft.strategies.sparsify import DARE, DELLA, Breadcrumbs
 from fedpeft.strategies.subspace import SubspaceStep
 from fedpeft.strategies.ties import TIES
@@ -61,7 +63,9 @@ NAMES: dict[str, Any] = {
     "RankAllocation": RankAllocation,
     "RankVote": RankVote,
     "RegMean": RegMean,
+    "RidgeHead": RidgeHead,
     "Scaled": Scaled,
+    "SeenMean": SeenMean,
     "SubspaceStep": SubspaceStep,
     "TernaryMedian": TernaryMedian,
     "TernaryTrimmedMean": TernaryTrimmedMean,
@@ -99,7 +103,9 @@ __all__ = [
     "RankAllocation",
     "RankVote",
     "RegMean",
+    "RidgeHead",
     "Scaled",
+    "SeenMean",
     "Strategy",
     "SubspaceStep",
     "Summands",

@@ -21,10 +21,10 @@ class RankAllocation(Wrapper):
 
     The product of a module's factors is a sum of components B[:, j] A[j, :]. A client approves of as many of its own
     components as may stay, those of the largest norm ||B[:, j]|| ||A[j, :]||, times the module's scaling, after its
-    training; the sum of the votes elects, and a tie goes to the earlier component. So modules that matter to many clients get a higher rank. A client
-    has one vote whatever its weight: AdaLoRA (Zhang et al., 2023, arXiv 2303.10512) shares out ranks by importance
-    too, but by one model's gradients. Of a component that lost, the column of B becomes zero and the row of A stays:
-    it adds nothing to the adapter, and can be voted for again once a client has trained it.
+    training; the sum of the votes elects, and a tie goes to the earlier component. So modules that matter to many
+    clients get a higher rank. A client has one vote whatever its weight: AdaLoRA (Zhang et al., 2023, arXiv 2303.10512)
+    shares out ranks by importance too, but by one model's gradients. Of a component that lost, the column of B becomes
+    zero and the row of A stays: it adds nothing to the adapter, and can be voted for again once a client trained it.
 
     Norms depend on how a product is split into components (training does not fix it), and a vote is as honest as who
     casts it: clients that agree can keep components alive, though not what these hold.

@@ -84,9 +84,11 @@ class Strategy(ABC):
     * `additive`: it is a function of sums over clients, so that it streams in memory that does not grow with their
       number, merges up a tree, and can be computed on masked sums;
     * `passes`: how often the updates are read, in one round;
-    * `needs`: names of the statistics that it takes of each update;
+    * `needs`: names of the statistics that it takes of each update, in the rounds in which it `asks` for them;
     * `ternary`: it takes the bit planes of ternary updates without writing them out;
     * `anchored`: it works on adapters, not on deltas alone, so all updates must have begun at the same one;
+    * `settles`: it says where some parameters shall be, not where they shall move, so the server's optimizer must be
+      SGD(lr=1.0), which goes all the way and no further;
     * `least`: the fewest updates that it can merge.
     """
 
@@ -94,6 +96,11 @@ class Strategy(ABC):
     ternary: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     anchored: ClassVar[bool] = False
+    settles: ClassVar[bool] = False
+
+    def asks(self, number: int) -> frozenset[str]:
+        """Names of the statistics that it takes in a round, of those that it needs; all, unless overridden."""
+        return self.needs
 
     @property
     def passes(self) -> int:
@@ -171,7 +178,7 @@ class Fold:
         Raises:
             ValueError: a delta has another size, a weight is not positive and finite, or a statistic is missing.
         """
-        check(updates, self.ctx, self.strategy.needs)
+        check(updates, self.ctx, self.strategy.asks(self.ctx.round))
         self.strategy.accumulate(self.total, updates, self.ctx)
 
     def merge(self, other: "Fold") -> None:

@@ -44,6 +44,15 @@ class BySlot(Additive):
         """What any of them takes of an update beyond its delta."""
         return frozenset[str]().union(*(strategy.needs for strategy in self._all))
 
+    def asks(self, number: int) -> frozenset[str]:
+        """What the groups' strategies ask for in a round."""
+        return frozenset[str]().union(*(strategy.asks(number) for strategy in self._all))
+
+    @property
+    def settles(self) -> bool:  # type: ignore[override]
+        """Whether any group's strategy says where parameters shall be."""
+        return any(strategy.settles for strategy in self._all)
+
     @property
     def anchored(self) -> bool:  # type: ignore[override]
         """Whether any of them works on adapters."""

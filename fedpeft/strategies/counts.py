@@ -1,14 +1,19 @@
 """Rules of order and majority on ternary updates: functions of how many are above zero, and how many below."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.strategies.base import Additive, Context, Summands, Update
+from fedpeft.strategies.folding import Ballot, add_by_sign, zeros
+from fedpeft.strategies.planes import mean_magnitudes
+from fedpeft.ternary import TernaryDelta
 
 
 @dataclass(frozen=True)
@@ -19,11 +24,11 @@ class _Counts(Additive):
     all as of one scale s, the weighted mean of the s_k of those who have anything but zeros there.
     """
 
+    ternary: ClassVar[bool] = True
+
     def lift(self, update: Update, ctx: Context) -> Summands:
         """Whose votes are above zero and whose below; the scale of each slot."""
-        x = update.delta.double()
-        sizes = [_size(x[begin:end]) for begin, end in pairwise(ctx.space.bounds)]
-        scales = torch.tensor(sizes, dtype=torch.float64)
+        x, scales = update.delta.double(), _sizes(update, ctx)
         return {
             "weight_plus": (x > 0).double().mul_(update.weight),
             "weight_minus": (x < 0).double().mul_(update.weight),
@@ -31,6 +36,21 @@ class _Counts(Additive):
             "scale": scales * update.weight,
             "weight_scale": (scales > 0).double().mul_(update.weight),
         }
+
+    def accumulate(self, total: dict[str, Tensor], updates: Sequence[Update], ctx: Context) -> None:
+        """Add all of them block by block, and ternary ones from their bit planes."""
+        if not total:
+            slots, none = torch.zeros(len(ctx.space.slots), dtype=torch.float64), zeros(ctx.space.numel)
+            total |= {"weight_plus": none, "weight_minus": none.clone(), "weight": torch.zeros((), dtype=torch.float64)}
+            total |= {"scale": slots, "weight_scale": slots.clone()}
+        weights = [update.weight for update in updates]
+        values = zeros(ctx.space.numel), zeros(ctx.space.numel)
+        add_by_sign(Ballot(*values, total["weight_plus"], total["weight_minus"]), updates, weights, weights)
+        for update in updates:
+            sizes = _sizes(update, ctx)
+            total["weight"] += update.weight
+            total["scale"] += sizes * update.weight
+            total["weight_scale"] += (sizes > 0).double().mul_(update.weight)
 
     def _scale(self, total: Summands, ctx: Context) -> Float[Tensor, " d"]:
         """The common scale s of each coordinate's slot."""
@@ -43,7 +63,7 @@ class _Counts(Additive):
 class TernaryMedian(_Counts):
     """The weighted median of each coordinate, on ternary updates of one scale.
 
-    The coordinate-wise median of Yin, Chen, Kannan and Bartlett, 2018, arXiv 1803.01498, definition 1, needs all n
+    The coordinate-wise median of Yin, Chen, Ramchandran and Bartlett, 2018, arXiv 1803.01498, definition 1, needs all n
     values, which is no sum. Of values in {-s, 0, s} it is: with weights W+ and W- of a total W it is s where
     W+ > W / 2, -s where W- > W / 2, and half of that where it is exactly W / 2, as numpy's median is the mean of the
     middle two.
@@ -134,6 +154,10 @@ class Majority(_Counts):
         return (sign * (self._scale(total, ctx) if self.scale is None else self.scale)).float()
 
 
-def _size(x: Float[Tensor, " n"]) -> float:
-    """The mean magnitude of what is not zero; 0 where all is."""
-    return float(x.abs().sum()) / max(1, int(torch.count_nonzero(x)))
+def _sizes(update: Update, ctx: Context) -> Float[Tensor, " m"]:
+    """Of each slot the mean magnitude of what is not zero; 0 where all is."""
+    if isinstance(update.sent, TernaryDelta):
+        return torch.from_numpy(mean_magnitudes(update.sent, ctx.space.bounds))
+    parts = (update.sent[begin:end].double() for begin, end in pairwise(ctx.space.bounds))
+    sizes = [float(x.abs().sum()) / max(1, int(torch.count_nonzero(x))) for x in parts]
+    return torch.tensor(sizes, dtype=torch.float64)

@@ -54,6 +54,11 @@ def zeros(numel: int) -> Float[Tensor, " d"]:
     return torch.from_numpy(np.zeros(numel))
 
 
+def empty(numel: int) -> Float[Tensor, " d"]:
+    """Room for a merged delta, float32, in large pages likewise."""
+    return torch.from_numpy(np.empty(numel, np.float32))
+
+
 def blocks(total: Summands, numel: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """The sums of some coordinates at a time, small enough for the cache; those of another size come as they are."""
     for begin in range(0, numel, BLOCK):

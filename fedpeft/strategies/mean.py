@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.strategies.base import Additive, Context, Summands, Update
-from fedpeft.strategies.folding import add_weighted, blocks, zeros
+from fedpeft.strategies.folding import add_weighted, blocks, empty, zeros
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Mean(Additive):
 
     def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"]:
         """The quotient of the sums."""
-        merged = torch.empty(ctx.space.numel)
+        merged = empty(ctx.space.numel)
         for block, sums in blocks(total, ctx.space.numel):
             merged[block] = sums["sum"] / sums["weight"]
         return merged

@@ -109,3 +109,14 @@ class Trim:
                 reached = np.searchsorted(np.cumsum(counts[first:last][order]), self.kept(end - begin))
                 left[first:last][some < (some[order][reached] if reached < some.size else 0.0)] = 0
         return delta if counts is None else replace(delta, bounds=cuts, scales=left)
+
+
+def mean_magnitudes(delta: TernaryDelta, bounds: Sequence[int]) -> NDArray[np.float64]:
+    """Of each range the mean magnitude of what is not zero; 0 where all is."""
+    ranges = np.asarray(bounds, np.int64)
+    cuts = np.unique(np.concatenate([delta.bounds, ranges]))
+    sizes = np.abs(_spread(delta, cuts))
+    counts = np.where(sizes > 0, kernels.plane_counts(delta.mask, cuts), 0)
+    owners = np.searchsorted(ranges, cuts[:-1], "right") - 1
+    sums, kept = (np.bincount(owners, numbers, ranges.size - 1) for numbers in (sizes * counts, counts))
+    return sums / np.maximum(kept, 1)

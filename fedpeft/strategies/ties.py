@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft.strategies.base import Additive, Context, Summands, Update
-from fedpeft.strategies.folding import Ballot, add_by_sign, blocks, zeros
+from fedpeft.strategies.folding import Ballot, add_by_sign, blocks, empty, zeros
 from fedpeft.strategies.planes import Trim
 
 _PARTS = ("plus", "minus", "weight_plus", "weight_minus")
@@ -131,7 +131,7 @@ class TIES(Additive):
 
     def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"]:
         """Elect, then merge."""
-        merged = torch.empty(ctx.space.numel)
+        merged = empty(ctx.space.numel)
         for block, sums in blocks(total, ctx.space.numel):
             merged[block] = self._merged(sums)
         return merged
@@ -139,9 +139,10 @@ class TIES(Additive):
     def _merged(self, total: Summands) -> Float[Tensor, " b"]:
         plus, minus, weight_plus, weight_minus = (total[name] for name in _PARTS)
         lead = weight_plus - weight_minus if self.elect == "count" else total.get("lead", plus - minus)
-        won = torch.where(lead > 0, plus, torch.where(lead < 0, -minus, 0.0)).mul_(self.scale)
+        ahead = lead > 0
+        won = torch.where(ahead, plus, minus).mul_(lead.sign()).mul_(self.scale)
         if self.aggregate == "margin":
             won /= total["weight"]
         elif self.aggregate == "mean":
-            won /= torch.where(lead > 0, weight_plus, weight_minus).clamp_(min=torch.finfo(torch.float64).tiny)
+            won /= torch.where(ahead, weight_plus, weight_minus).clamp_(min=torch.finfo(torch.float64).tiny)
         return won

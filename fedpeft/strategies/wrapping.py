@@ -37,6 +37,15 @@ class Wrapper(Additive):
         """Names of the statistics that the strategy inside takes."""
         return self.strategy.needs
 
+    def asks(self, number: int) -> frozenset[str]:
+        """What the strategy inside asks for."""
+        return self.strategy.asks(number)
+
+    @property
+    def settles(self) -> bool:  # type: ignore[override]
+        """Whether the strategy inside says where parameters shall be."""
+        return self.strategy.settles
+
     @property
     def anchored(self) -> bool:  # type: ignore[override]
         """Whether the strategy inside works on adapters."""

@@ -17,8 +17,8 @@ class Settings:
     Args:
         local_steps: optimizer steps.
         batch_size: examples a step.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW, decoupled.
+        learning_rate: of the optimizer.
+        weight_decay: of AdamW, decoupled; of SGD, beside the gradient.
         clip_norm: bound on the gradient's norm; 0 for none.
         labels: "own": a classifier's softmax runs over the labels that the site's data has, so that a site does not
             push down classes it has never seen (over all where it has a single one); "all": over all.
@@ -26,6 +26,11 @@ class Settings:
             (the residual of error feedback) added to it, as where each site trains on from its own parameters.
         supermask: share of an adapter of fixed random weights that is used; what is trained are scores, which say which
             (`fedpeft.training.supermask`). 0: the adapter itself is trained.
+        optimizer: "adamw", begun anew in each round; or "sgd", whose steps are as small as the gradient where a site
+            has little to say, so that sites of different classes stay together over the softmax of all labels.
+        proximal: mu of FedProx (Li et al., 2020, arXiv 1812.06127): mu / 2 ||w - start||^2 is added to the loss.
+        slots: "all" are trained; or only those that this round's update "carried" (see the codecs `Turns` and
+            `Fragments`), while the others stay as they are.
 
     Raises:
         ValueError: a number is out of range.
@@ -39,6 +44,9 @@ class Settings:
     labels: Literal["all", "own"] = "all"
     start: Literal["global", "own"] = "global"
     supermask: float = 0.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    proximal: float = 0.0
+    slots: Literal["all", "carried"] = "all"
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -48,13 +56,20 @@ class Settings:
             ("weight_decay", 0.0, 1e6),
             ("clip_norm", 0.0, 1e30),
             ("supermask", 0.0, 1.0),
+            ("proximal", 0.0, 1e6),
         ):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must lie in [{least}, {most:g}], got {getattr(self, name)}")
-        if self.labels not in ("all", "own"):
-            raise ValueError(f"labels must be 'all' or 'own', got {self.labels!r}")
-        if self.start not in ("global", "own"):
-            raise ValueError(f"start must be 'global' or 'own', got {self.start!r}")
+        for name, known in (
+            ("labels", ("all", "own")),
+            ("start", ("global", "own")),
+            ("optimizer", ("adamw", "sgd")),
+            ("slots", ("all", "carried")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}")
+        if self.supermask and self.slots == "carried":
+            raise ValueError("a supermask's scores are trained together; set slots: all or supermask: 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +100,7 @@ class Job:
         settings: how to train.
         order: draws the order of examples.
         dropout: draws dropout masks.
+        slots: names of those that are trained; None for all.
     """
 
     start: Float[Tensor, " d"]
@@ -92,6 +108,7 @@ class Job:
     settings: Settings
     order: Stream
     dropout: Stream
+    slots: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Local training by back-propagation: an AdamW loop over one resident model."""
+"""Local training by back-propagation: a loop of AdamW or SGD over one resident model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,16 +14,16 @@ from fedpeft.data import Example
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.random import Stream, scoped_torch_generator
 from fedpeft.strategies.statistics import statistic_space
-from fedpeft.training.base import Encoded, Job, Trained
+from fedpeft.training.base import Encoded, Job, Settings, Trained
 from fedpeft.training.models import BaseModel, Task
-from fedpeft.training.statistics import Grams, Squares, drawn
+from fedpeft.training.statistics import Grams, Heads, Squares, drawn
 from fedpeft.training.supermask import trained
 
 _IGNORED = -100
 
 
 class FirstOrderTrainer:
-    """AdamW with gradient clipping, for sequence classification and causal language modelling.
+    """AdamW or SGD with gradient clipping, for sequence classification and causal language modelling.
 
     The model is loaded once; a job sets the adapter, trains it with a fresh optimizer and reads it back. The adapter
     stays in float32; with `dtype="bfloat16"` the frozen base and the activations are bfloat16.
@@ -124,34 +124,49 @@ class FirstOrderTrainer:
         squares = Squares(self.adapted) if "fisher" in names else None
         grams = Grams(self.adapted) if "gram" in names else None
         with grams.watching() if grams else nullcontext(), torch.set_grad_enabled(squares is not None):
-            for i in range(len(rows)):
+            for i in range(len(rows) if squares or grams else 0):
                 logits, targets = self._forward(job.data, rows[i : i + 1])
                 if squares:
                     logits = _over_own(logits, job)[targets != _IGNORED]
                     labels, uniform = drawn(logits, uniform[: len(logits)]), uniform[len(logits) :]
                     squares.add(functional.cross_entropy(logits, labels, reduction="sum"))
-        found = {"fisher": squares, "gram": grams}
+        heads = self._heads(job, examples) if "head" in names else None
+        found = {"fisher": squares, "gram": grams, "head": heads}
         return {
             name: statistic_space(name, self.adapted.space).flatten(measured.mean())
             for name in names
             if (measured := found[name])
         }
 
+    def _heads(self, job: Job, examples: int) -> Heads:
+        """Sums over the inputs of heads, of examples by length so that little is padded."""
+        heads, rows = Heads(self.adapted), job.order.permutation(len(job.data))[:examples]
+        rows = rows[np.argsort([len(job.data.tokens[row]) for row in rows], kind="stable")]
+        with heads.watching(), torch.inference_mode():
+            for begin in range(0, len(rows), 64):
+                heads.add(self._forward(job.data, rows[begin : begin + 64])[1])
+        return heads
+
     def _train(self, job: Job) -> Trained:
         settings = job.settings
         held = trained(self.adapted, job.start, settings.supermask, job.order.seed)
         self.adapted.model.train()
-        optimizer = torch.optim.AdamW(held.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         losses = []
-        with scoped_torch_generator(job.dropout, self.device):
+        with self.adapted.training(job.slots), scoped_torch_generator(job.dropout, self.device):
+            moved = [parameter for parameter in held.parameters if parameter.requires_grad]
+            begun = [parameter.detach().clone() for parameter in moved] if settings.proximal else []
+            optimizer = _optimizer(moved, settings)
             for rows in _batches(job.data, settings.local_steps, settings.batch_size, job.order):
                 logits, targets = self._forward(job.data, rows)
                 loss = functional.cross_entropy(_over_own(logits, job), targets, ignore_index=_IGNORED)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 held.pull()
+                for parameter, start in zip(moved, begun, strict=False):
+                    if parameter.grad is not None:
+                        parameter.grad.add_(parameter.detach() - start, alpha=settings.proximal)
                 if settings.clip_norm:
-                    torch.nn.utils.clip_grad_norm_(held.parameters, settings.clip_norm)
+                    torch.nn.utils.clip_grad_norm_(moved, settings.clip_norm)
                 optimizer.step()
                 held.push()
                 losses.append(loss.detach())
@@ -183,6 +198,13 @@ class FirstOrderTrainer:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def _optimizer(parameters: Sequence[Tensor], settings: Settings) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
 
 def _over_own(logits: Float[Tensor, "n classes"], job: Job) -> Float[Tensor, "n classes"]:

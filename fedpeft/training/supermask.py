@@ -15,6 +15,8 @@ from fedpeft.adapters import AdaptedModel
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
 
+_GAIN_B = 0.3
+
 
 @dataclass(frozen=True, eq=False)
 class Supermask:
@@ -23,10 +25,11 @@ class Supermask:
     The vector that is trained, sent and merged holds a score for each parameter. The adapter that a model gets has,
     in each slot, constants where the scores are among the largest, and zeros elsewhere: the max(1, round(density *
     size)) largest count, of equal ones the last. The constants are +-sqrt(1 / (density * fan_in)) with signs drawn from
-    the run's seed, so that all who take part have the same (the paper's scaled signed Kaiming constant, without the
-    gain of a ReLU, which no adapter has). The gradient of a score is that of its weight times its constant, as if all
-    weights were used (straight through, section 3). The authors take the scores' absolute values; here a score may be
-    negative, as the ranks of FRL are.
+    the run's seed, so that all who take part have the same: the paper's scaled signed Kaiming constant, without the
+    gain of a ReLU, which no adapter has, and 0.3 of it in LoRA's B, so that a random product does not drown the base
+    model (a tiny model learnt its task with 0.3 and not with 1). The gradient of a score is that of its weight times
+    its constant, as if all weights were used (straight through, section 3). The authors take the scores' absolute
+    values; here a score may be negative, as the ranks of FRL are.
 
     Args:
         space: of the adapter.
@@ -44,7 +47,8 @@ class Supermask:
         out = torch.from_numpy(np.where(words & np.uint32(1), np.float32(1), np.float32(-1)))
         for slot, (begin, end) in zip(self.space.slots, pairwise(self.space.bounds), strict=True):
             fan_in = prod(slot.shape[1:]) if len(slot.shape) > 1 else slot.numel
-            out[begin:end] *= sqrt(1 / (self.density * max(1, fan_in)))
+            gain = _GAIN_B if slot.role == "lora_B" else 1.0
+            out[begin:end] *= gain * sqrt(1 / (self.density * max(1, fan_in)))
         return out
 
     def first_scores(self) -> Float[Tensor, " d"]:

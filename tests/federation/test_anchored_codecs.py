@@ -127,7 +127,8 @@ def test_rank_votes_travel_as_rankings(tmp_path: Path, broadcast) -> None:
             jobs = [client._trainer.jobs[-1] for client in handlers]
             ends = [next(c._trainer.train([job])).vector for c, job in zip(handlers, jobs, strict=True)]
             votes = sum(ranking.ranks(end, SPACE) for end in ends)
-            assert torch.allclose(server.state.vector, ranking.scores(votes, SPACE), atol=2**-8)  # of fp16, a place or two
+            of_fp16 = 2**-8  # and of a place or two
+            assert torch.allclose(server.state.vector, ranking.scores(votes, SPACE), atol=of_fp16)
     public = transport._handlers["ann"]._store.load().adapter
     assert torch.equal(public, server.state.public)
 

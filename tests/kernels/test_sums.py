@@ -1,5 +1,7 @@
 """Sums of many vectors, dense and ternary, agree with numpy to the bit where they are whole numbers."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -98,9 +100,7 @@ def test_products_and_counts_of_planes(size, clients):
     kernels.add_plane_products(mask, negative, edges, scales, products)
     assert np.array_equal(products, np.tril(x @ x.T))
     bits = np.unpackbits(mask[0].view(np.uint8), bitorder="little")
-    assert kernels.plane_counts(mask[0], edges).tolist() == [
-        bits[a:b].sum() for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    assert kernels.plane_counts(mask[0], edges).tolist() == [bits[a:b].sum() for a, b in pairwise(edges)]
 
 
 @pytest.mark.parametrize("edges", [[0, 65], [-1, 4], [0, 5, 4], []])

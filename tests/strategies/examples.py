@@ -35,7 +35,9 @@ from fedpeft.strategies import (
     RankAllocation,
     RankVote,
     RegMean,
+    RidgeHead,
     Scaled,
+    SeenMean,
     Strategy,
     SubspaceStep,
     TernaryMedian,
@@ -44,7 +46,7 @@ from fedpeft.strategies import (
     Update,
     by_slot,
 )
-from fedpeft.strategies.statistics import gram_slots
+from fedpeft.strategies.statistics import gram_slots, head_slots
 
 CONFIG = json.dumps({"lora_alpha": 6, "peft_type": "LORA", "r": 3})
 SPACE = Space(
@@ -110,6 +112,9 @@ EXAMPLES = [
     example(Majority(0.5), "alone between scale"),
     *(example(Fisher(floor, normalise)) for floor in (1e-6, 0.1) for normalise in (True, False)),
     *(example(RegMean(*how), "between") for how in ((), (0.0, 1e-3), (1.0, 1e-6, True))),
+    *(example(RidgeHead(i), "alone between scale nothing") for i in (Mean(), TIES(trim="none"), GeometricMedian())),
+    example(RidgeHead(Krum(1), 2, 1e-3, 1.0), "alone between scale split weightless nothing"),
+    example(SeenMean()),
     example(RankVote(), "alone between scale split weightless nothing"),
     example(RankAllocation(TIES(trim="none"), keep=0.5), "alone between scale split weightless nothing"),
     example(RankAllocation(Mean(), keep=1.0)),
@@ -155,7 +160,12 @@ def statistics(draw: np.random.Generator, space: Space) -> dict[str, torch.Tenso
     if gram_slots(space):
         activations = [draw.standard_normal((9, slot.shape[1])) for slot in gram_slots(space)]
         made["gram"] = torch.cat([torch.from_numpy(z.T @ z / 9).float().reshape(-1) for z in activations])
-    return made
+    heads = []
+    for slot in head_slots(space):
+        u = np.concatenate([draw.standard_normal((9, slot.shape[1])), np.ones((9, 1))], 1)
+        classes = np.eye(slot.shape[0])[draw.integers(slot.shape[0], size=9)]
+        heads.append(torch.from_numpy(np.concatenate([u.T @ u, classes.T @ u]) / 9).float().reshape(-1))
+    return made | ({"head": torch.cat(heads)} if heads else {})
 
 
 def context(strategy: Strategy, space: Space = SPACE) -> Context:

@@ -18,16 +18,17 @@ def good(name, seed=0):
 @pytest.mark.parametrize("name", STATISTICS)
 def test_what_is_measured_passes_and_its_space_is_no_other(name):
     spaces = [SPACE, *(statistic_space(each, SPACE) for each in STATISTICS)]
-    assert len({space.fingerprint for space in spaces}) == 3
+    assert len({space.fingerprint for space in spaces}) == 4
     for seed in range(20):
         check_statistic(name, SPACE, good(name, seed))
     check_statistic(name, SPACE, torch.zeros_like(good(name)))
 
 
-def test_the_fisher_has_the_slots_and_a_gram_is_of_each_b():
-    fisher, gram = (statistic_space(name, SPACE) for name in STATISTICS)
+def test_the_fisher_has_the_slots_a_gram_is_of_each_b_and_a_head_has_its_inputs_and_classes():
+    fisher, gram, head = (statistic_space(name, SPACE) for name in STATISTICS)
     assert [(s.name, s.shape) for s in fisher.slots] == [(s.name, s.shape) for s in SPACE.slots]
     assert [(s.name, s.shape) for s in gram.slots] == [(f"m.{i}.lora_B.weight", (3, 3)) for i in (0, 1)]
+    assert [(s.name, s.shape) for s in head.slots] == [("m.score.weight", (5 + 1 + 6, 5 + 1))]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,8 @@ def test_the_fisher_has_the_slots_and_a_gram_is_of_each_b():
         ("fisher", lambda v: v[:-1], r"'fisher': expected shape \(106,\), got \(105,\)"),
         ("gram", lambda v: torch.cat([v, v]), r"'gram': expected shape \(18,\)"),
         ("fisher", lambda v: v.index_fill(0, torch.tensor(5), -1e-30), "'fisher': expected at least 0 everywhere"),
+        ("head", lambda v: -v, "'head' of 'm.score.weight': expected "),
+        ("head", lambda v: v + torch.arange(72.0) / 9, "'head' of 'm.score.weight': expected a symmetric matrix"),
         ("gram", lambda v: -v, "'gram' of 'm.0.lora_B.weight': expected "),
         ("gram", lambda v: v + 0.01 * torch.tensor([0.0, 1, 0, 0, 0, 0, 0, 0, 0] * 2), "expected a symmetric matrix"),
         ("gram", lambda v: v - 5 * torch.eye(3).reshape(-1).repeat(2), "expected "),

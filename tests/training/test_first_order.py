@@ -209,3 +209,41 @@ def test_a_missing_device_is_said(tmp_path: Path) -> None:
     adapted = AdaptedModel(base.model, config, base.sha256, base.name, Stream(0, Purpose.INIT, 1))
     with pytest.raises(ConfigError, match="no CUDA device"):
         FirstOrderTrainer(base, adapted, "sequence-classification", 16, "cuda", "float32")
+
+
+def test_sgd_takes_the_gradient_itself(classifier: FirstOrderTrainer) -> None:
+    start = classifier.adapted.read()
+    one = job(classifier, start, EXAMPLES[:16], local_steps=1, batch_size=16, learning_rate=0.5, clip_norm=0.0)
+    settings = replace(one.settings, optimizer="sgd")
+    (small,) = classifier.train([replace(one, settings=replace(settings, learning_rate=0.25))])
+    (large,) = classifier.train([replace(one, settings=settings)])
+    assert torch.allclose(2 * (small.vector - start), large.vector - start, rtol=1e-3, atol=1e-6)
+    (adam,) = classifier.train([one])
+    assert float((adam.vector - start).abs().max()) > 10 * float((large.vector - start).abs().median())
+
+
+def test_a_proximal_term_holds_a_site_near_its_start(classifier: FirstOrderTrainer) -> None:
+    start = classifier.adapted.read()
+    moved = {}
+    for proximal in (0.0, 50.0, 500.0):
+        one = job(classifier, start, local_steps=30, learning_rate=1e-3)
+        (trained,) = classifier.train(
+            [replace(one, settings=replace(one.settings, optimizer="sgd", proximal=proximal))]
+        )
+        moved[proximal] = float((trained.vector - start).norm())
+    assert moved[0.0] > 1.1 * moved[50.0] > 1.2 * moved[500.0] > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_only_the_slots_of_a_job_are_trained(classifier: FirstOrderTrainer, optimizer: str) -> None:
+    space, start = classifier.adapted.space, classifier.adapted.read() + 0.01
+    chosen = frozenset(slot.name for slot in space.slots if slot.role in ("lora_B", "head"))
+    one = job(classifier, start, local_steps=3)
+    settings = replace(one.settings, optimizer=optimizer, weight_decay=0.1, proximal=0.1)
+    (trained,) = classifier.train([replace(one, slots=chosen, settings=settings)])
+    for slot in space.slots:
+        before, after = space.view(start, slot.name), space.view(trained.vector, slot.name)
+        assert torch.equal(before, after) == (slot.name not in chosen)
+    assert all(parameter.requires_grad for parameter in classifier.adapted.parameters())
+    (whole,) = classifier.train([replace(one, settings=settings)])
+    assert all(not torch.equal(space.view(start, s.name), space.view(whole.vector, s.name)) for s in space.slots)

@@ -97,13 +97,33 @@ def test_a_gram_is_the_mean_of_the_inputs_of_b(model: FirstOrderTrainer) -> None
         assert torch.allclose(own.view(found, slot.name).double(), z.T @ z / len(z), rtol=1e-3, atol=1e-6)
 
 
-def test_both_at_once_are_what_each_is_alone_and_can_be_sent(model: FirstOrderTrainer) -> None:
+def test_a_head_s_sums_are_those_of_its_inputs_and_classes(tmp_path: Path) -> None:
+    classifier = trainer(tiny.save_bert(tmp_path), "sequence-classification")
+    asked = job(classifier, moved(classifier))
+    own = statistic_space("head", classifier.adapted.space)
+    (slot,) = own.slots
+    found = own.view(classifier.statistics(asked, ["head"], 30)["head"], slot.name).double()
+    inner = classifier.adapted.model.base_model.model
+    rows = asked.order.permutation(len(EXAMPLES))[:30]
+    with torch.no_grad():
+        x = torch.cat([inner.bert(input_ids=torch.tensor([asked.data.tokens[row]])).pooler_output for row in rows])
+    u = torch.cat([x, torch.ones(30, 1)], 1).double()
+    y = functional.one_hot(torch.tensor([asked.data.targets[row] for row in rows]), len(tiny.COLOURS)).double()
+    assert slot.shape == (u.shape[1] + y.shape[1], u.shape[1])
+    assert torch.allclose(found, torch.cat([u.T @ u, y.T @ u]) / 30, rtol=1e-4, atol=1e-6)
+
+
+def measurable(model: FirstOrderTrainer) -> list[str]:
+    return list(STATISTICS) if model.task == "sequence-classification" else ["fisher", "gram"]
+
+
+def test_several_at_once_are_what_each_is_alone_and_can_be_sent(model: FirstOrderTrainer) -> None:
     asked = job(model, moved(model))
-    both = model.statistics(asked, ["gram", "fisher"], 5)
-    assert list(both) == ["gram", "fisher"]
-    for name in STATISTICS:
-        assert torch.equal(both[name], model.statistics(asked, [name], 5)[name])
-        check_statistic(name, model.adapted.space, both[name])
+    several = model.statistics(asked, measurable(model), 5)
+    assert list(several) == measurable(model)
+    for name in several:
+        assert torch.equal(several[name], model.statistics(asked, [name], 5)[name])
+        check_statistic(name, model.adapted.space, several[name])
     assert isinstance(model, Measuring)
     assert torch.equal(model.adapted.read(), asked.start)
     assert all(p.grad is None or not p.grad.any() for p in model.adapted.parameters())
@@ -112,8 +132,8 @@ def test_both_at_once_are_what_each_is_alone_and_can_be_sent(model: FirstOrderTr
 
 def test_no_more_examples_are_used_than_there_are(model: FirstOrderTrainer) -> None:
     asked = job(model, moved(model), EXAMPLES[:3])
-    few, many = (model.statistics(asked, STATISTICS, limit) for limit in (3, 10_000))
-    assert all(torch.equal(few[name], many[name]) for name in STATISTICS)
+    few, many = (model.statistics(asked, measurable(model), limit) for limit in (3, 10_000))
+    assert all(torch.equal(few[name], many[name]) for name in few)
 
 
 def test_what_a_site_s_own_softmax_leaves_out_it_knows_nothing_of(tmp_path: Path) -> None:
