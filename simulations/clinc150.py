@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ COLUMNS = ("partition", "codec", "strategy", "seed", "rounds", "accuracy", "cent
 
 @dataclass(frozen=True)
 class Clinc150(Source):
-    """CLINC150's in-scope utterances: `per_intent` of 100 for training, all 4,500 of its test set.
+    """CLINC150's in-scope utterances: `per_intent` of 100 for training, all 4,500 of its test set; groups are domains.
 
     Args:
         per_intent: utterances for training.
@@ -44,33 +44,27 @@ class Clinc150(Source):
         folder = Path(os.environ.get("FEDPEFT_DATA", "")) / "clinc150"
         try:
             raw = json.loads((folder / "data_full.json").read_text())
-            domains = json.loads((folder / "domains.json").read_text()) if self.classes == "domains" else {}
+            domains = json.loads((folder / "domains.json").read_text())
         except OSError as error:
             raise DataError(f"{folder}: {error.strerror}; FEDPEFT_DATA must hold clinc150/") from None
-        corpus = self._corpus(raw, seed)
-        if self.classes == "intents":
-            return corpus
-        names = sorted(domains)
-        of = {intent: names.index(name) for name, intents in domains.items() for intent in intents}
-        label = [of[intent] for intent in corpus.labels]  # of each intent's index
-        train, test = (
-            tuple(replace(example, label=label[example.label or 0]) for example in examples)
-            for examples in (corpus.train, corpus.test)
-        )
-        return Corpus(corpus.name, train, test, tuple(names))
+        domain = {intent: name for name, intents in domains.items() for intent in intents}
+        intents = sorted(domain)
+        labels = intents if self.classes == "intents" else sorted(domains)
 
-    def _corpus(self, raw: dict[str, Any], seed: int) -> Corpus:
-        labels = tuple(sorted({label for _, label in raw["train"]}))
-        index = {label: i for i, label in enumerate(labels)}
-        by_label: dict[str, list[str]] = {label: [] for label in labels}
-        for text, label in raw["train"]:
-            by_label[label].append(text)
+        def example(text: str, intent: str) -> Example:
+            label = intent if self.classes == "intents" else domain[intent]
+            return Example(text, labels.index(label), group=domain[intent])
+
+        texts: dict[str, list[str]] = {intent: [] for intent in intents}
+        for text, intent in raw["train"]:
+            texts[intent].append(text)
         train = tuple(
-            Example(texts[i], index[label])
-            for label, texts in by_label.items()
-            for i in Stream(seed, Purpose.SPLIT, 2, index[label]).permutation(len(texts))[: self.per_intent].tolist()
+            example(of[i], intent)
+            for place, (intent, of) in enumerate(texts.items())
+            for i in Stream(seed, Purpose.SPLIT, 2, place).permutation(len(of))[: self.per_intent].tolist()
         )
-        return Corpus("clinc150", train, tuple(Example(text, index[label]) for text, label in raw["test"]), labels)
+        test = tuple(example(text, intent) for text, intent in raw["test"])
+        return Corpus("clinc150", train, test, tuple(labels))
 
 
 def experiment(options: Any, partition: str) -> Experiment:
