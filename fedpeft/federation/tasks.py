@@ -122,7 +122,7 @@ class Tasks:
             merged=self._merged,
             statistics=sorted(self._plan.strategy.asks(self._number)),
             settings=pb.Settings(
-                local_steps=settings.local_steps,
+                local_steps=settings.local_steps if self._plan.strategy.trains(self._number) else 0,
                 batch_size=settings.batch_size,
                 learning_rate=self._plan.learning_rate(self._number),
                 weight_decay=settings.weight_decay,

@@ -102,6 +102,10 @@ class Strategy(ABC):
         """Names of the statistics that it takes in a round, of those that it needs; all, unless overridden."""
         return self.needs
 
+    def trains(self, number: int) -> bool:
+        """Whether sites train in a round, or only measure and send what they still owe."""
+        return True
+
     @property
     def passes(self) -> int:
         """How often the updates are read."""

@@ -48,6 +48,10 @@ class BySlot(Additive):
         """What the groups' strategies ask for in a round."""
         return frozenset[str]().union(*(strategy.asks(number) for strategy in self._all))
 
+    def trains(self, number: int) -> bool:
+        """Whether all groups' strategies let sites train."""
+        return all(strategy.trains(number) for strategy in self._all)
+
     @property
     def settles(self) -> bool:  # type: ignore[override]
         """Whether any group's strategy says where parameters shall be."""

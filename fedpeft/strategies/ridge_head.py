@@ -24,16 +24,17 @@ class RidgeHead(Wrapper):
     A_k the sum of u u^T and b_k that of u e_y^T over site k's examples, u = [x, 1] the head's inputs. Sums over
     examples do not care where an example lies, so the head is the one that the data in one place would give, where
     averaged heads fail: a site pushes down the classes that it has never seen. Here the regression is solved anew in
-    every `every`-th round, on the inputs that the round's adapter gives, while the strategy inside merges all else;
-    between, and in it, sites train with what head there is. A class that no site has gets zeros.
+    every `every`-th round, on the inputs that the round's adapter gives. Sites do not train in it, so that those inputs
+    stay what they are; in the other rounds they train, head and all, and the strategy inside merges. A class that no
+    site has gets zeros.
 
     Regression gives numbers between 0 and 1, from which a softmax is almost flat: they are multiplied by `scale`.
     The sums tell a site's mean input of each class and how inputs vary: far more of its data than an update does.
 
     Args:
         strategy: merges everything else.
-        every: rounds from one regression to the next, at least 1; let it divide the number of rounds, so that the last
-            one ends with it.
+        every: rounds from one regression to the next, at least 2; let it divide the number of rounds, so that the last
+            one is a regression.
         ridge: of the mean square of an input, > 0.
         scale: of the head, > 0.
     """
@@ -41,14 +42,14 @@ class RidgeHead(Wrapper):
     anchored: ClassVar[bool] = True  # type: ignore[misc]
     settles: ClassVar[bool] = True  # type: ignore[misc]
 
-    every: int = 1
+    every: int = 4
     ridge: float = 1e-4
     scale: float = 16.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.every) is not int or self.every < 1:
-            raise ValueError(f"every must be at least 1, got {self.every!r}")
+        if type(self.every) is not int or self.every < 2:
+            raise ValueError(f"every must be at least 2, got {self.every!r}")
         if not 0 < self.ridge < float("inf"):
             raise ValueError(f"ridge must be positive and finite, got {self.ridge}")
         if not 0 < self.scale < float("inf"):
@@ -63,6 +64,10 @@ class RidgeHead(Wrapper):
         """The head's sums in every `every`-th round alone."""
         inside = self.strategy.asks(number)
         return inside | {"head"} if number % self.every == 0 else inside
+
+    def trains(self, number: int) -> bool:
+        """In all other rounds."""
+        return number % self.every != 0 and self.strategy.trains(number)
 
     def lift(self, update: Update, ctx: Context) -> Summands:
         """The inner lift, the weight, and the weighted sums over the head's inputs."""

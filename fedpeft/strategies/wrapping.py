@@ -41,6 +41,10 @@ class Wrapper(Additive):
         """What the strategy inside asks for."""
         return self.strategy.asks(number)
 
+    def trains(self, number: int) -> bool:
+        """Whether the strategy inside lets sites train."""
+        return self.strategy.trains(number)
+
     @property
     def settles(self) -> bool:  # type: ignore[override]
         """Whether the strategy inside says where parameters shall be."""

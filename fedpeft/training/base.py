@@ -15,7 +15,7 @@ class Settings:
     """How a client trains in one round.
 
     Args:
-        local_steps: optimizer steps.
+        local_steps: optimizer steps; 0: the adapter stays as it is.
         batch_size: examples a step.
         learning_rate: of the optimizer.
         weight_decay: of AdamW, decoupled; of SGD, beside the gradient.
@@ -50,7 +50,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, least, most in (
-            ("local_steps", 1, 100_000),
+            ("local_steps", 0, 100_000),
             ("batch_size", 1, 100_000),
             ("learning_rate", 0.0, 1e6),
             ("weight_decay", 0.0, 1e6),

@@ -171,7 +171,7 @@ class FirstOrderTrainer:
                 held.push()
                 losses.append(loss.detach())
         optimizer.zero_grad()
-        return Trained(held.read(), {"loss": float(torch.stack(losses).double().mean())})
+        return Trained(held.read(), {"loss": float(torch.stack(losses).double().mean())} if losses else {})
 
     def _forward(self, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Logits (n, classes) and targets (n,) of some examples, padded to the longest of them."""
@@ -225,6 +225,8 @@ def _batches(data: Encoded, steps: int, batch_size: int, stream: Stream) -> list
     n = len(data)
     if n == 0:
         raise DataError("the site has no examples to train on")
+    if steps == 0:
+        return []
     window = max(batch_size, n // batch_size * batch_size)
     wanted = steps * batch_size
     passes = -(-wanted // window)

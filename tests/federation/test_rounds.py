@@ -692,7 +692,7 @@ def test_a_task_with_settings_out_of_range_is_refused(tmp_path: Path) -> None:
     task.settings.local_steps = (1 << 32) - 1
     answer, _ = messages.split(world.clients(None)["ann"](task.SerializeToString()))
     assert answer.refusal.reason == "policy"
-    assert "local_steps must lie in [1, 100000], got 4294967295" in answer.refusal.detail
+    assert "local_steps must lie in [0, 100000], got 4294967295" in answer.refusal.detail
 
 
 def test_a_round_taken_up_again_asks_who_is_there_then(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_it_asks_in_its_rounds_alone():
     strategy = Scaled(RidgeHead(Mean(), every=3), 1.0)
     assert strategy.needs == {"head"} and strategy.settles and strategy.anchored
     assert [bool(strategy.asks(number)) for number in range(1, 7)] == [False, False, True] * 2
+    assert [strategy.trains(number) for number in range(1, 7)] == [True, True, False] * 2
     with pytest.raises(ValueError, match="expected an update with the statistic 'head'"):
         strategy.merge([Update(START)], Context(SPACE, START, round=3))
     strategy.merge([Update(START)], Context(SPACE, START, round=4))
@@ -82,7 +83,7 @@ def test_a_class_that_nobody_has_gets_nothing_and_no_data_no_error():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RidgeHead(Mean(), 0), "every must be at least 1, got 0"),
+        (lambda: RidgeHead(Mean(), 1), "every must be at least 2, got 1"),
         (lambda: RidgeHead(Mean(), ridge=0.0), "ridge must be positive and finite, got 0.0"),
         (lambda: RidgeHead(Mean(), scale=float("inf")), "scale must be positive and finite, got inf"),
         (lambda: RidgeHead("Mean()"), "strategy must be a strategy, got 'Mean"),
