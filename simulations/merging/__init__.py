@@ -1,0 +1,1 @@
+"""Final quality of whole federated runs, strategy by strategy."""

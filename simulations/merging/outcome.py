@@ -1,0 +1,91 @@
+"""One finished run, as the row that says all of it."""
+
+import hashlib
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft import __version__
+from fedpeft.config import Experiment
+from fedpeft.errors import RunError
+from fedpeft.simulation import Simulation
+from simulations.central import central
+from simulations.merging.rules import UPDATES, Rule
+from simulations.merging.tasks import Task
+
+CENTRAL = "central"
+_PLAIN = Rule("mean", "Mean()")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process does at a time: the run of a rule, or the centralised one where there is none.
+
+    Args:
+        task: what is learned.
+        rule: that merges.
+        updates: name of one in `UPDATES`.
+        seed: of the run.
+        quick: two rounds of one step.
+    """
+
+    task: Task
+    rule: Rule | None
+    updates: str
+    seed: int
+    quick: bool
+
+    @property
+    def name(self) -> str:
+        """For who waits."""
+        what = f"{self.rule.name}, {self.updates}" if self.rule else CENTRAL
+        return f"{self.task.name}: {what}, seed {self.seed}"
+
+    def experiment(self) -> Experiment:
+        """What is run."""
+        return self.task.experiment(self.rule or _PLAIN, UPDATES[self.updates], self.seed, self.quick)
+
+    def key(self) -> str:
+        """Hexadecimal hash of what decides the outcome, wherever the data lies."""
+        raw = self.experiment().model_dump(exclude_defaults=True)
+        raw["model"] |= {"threads": 0, "name": Path(raw["model"].get("name", "")).name}
+        if not self.rule:  # the same data in one place, however it is spread
+            raw = {"model": raw["model"], "data": raw["data"]["source"], "seed": raw.get("seed", 0)}
+        epochs = 0 if self.rule else self.task.central_epochs
+        return hashlib.sha256(json.dumps([raw, epochs, self.quick], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def outcome(work: Work) -> dict[str, Any]:
+    """Run it; the row, whose measures are absent where the run could not go on."""
+    experiment, began = work.experiment(), time.perf_counter()
+    row: dict[str, Any] = {"key": work.key(), "seed": work.seed, "version": __version__, "quick": work.quick}
+    if work.rule is None:
+        row |= central(experiment, work.task.central_epochs, 4 if work.quick else None)
+        return row | {"rule": CENTRAL, "wall_s": round(time.perf_counter() - began, 1)}
+    row |= {
+        "task": work.task.name,
+        "partition": experiment.data.partition,
+        "rule": work.rule.name,
+        "updates": work.updates,
+        "codec": experiment.codec,
+        "strategy": experiment.strategy,
+        "server_optimizer": experiment.server_optimizer,
+    }
+    with tempfile.TemporaryDirectory() as folder, Simulation(experiment, Path(folder)) as simulation:
+        try:
+            for _ in simulation.run():
+                pass
+            row |= simulation.measure()
+        except RunError as error:
+            row["failure"] = str(error)
+        rounds = simulation.server.history()
+    if rounds:
+        total = {key: sum(r[key] for r in rounds) for key in rounds[0] if "_bytes" in key}
+        for way in ("up", "down"):
+            row[f"{way}_bytes_per_site"] = total[f"{way}_bytes"] / experiment.sites
+            row[f"{way}_ratio_to_fp32"] = total[f"{way}_bytes"] / total[f"{way}_bytes_fp32"]
+        row["product_error"] = rounds[-1]["product_error"]
+    return row | {"rounds": len(rounds), "wall_s": round(time.perf_counter() - began, 1)}
