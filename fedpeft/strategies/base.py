@@ -81,8 +81,9 @@ class Strategy(ABC):
 
     Subclasses are frozen dataclasses. What a class declares is what its users may rely on, and is tested:
 
-    * `additive`: it is a function of sums over clients, so that it streams in memory that does not grow with their
-      number, merges up a tree, and can be computed on masked sums;
+    * `additive`: it is a function of sums over clients, so that it streams, merges up a tree, and can be computed on
+      masked sums;
+    * `streaming`: its memory does not grow with the number of updates; so it is with every sum;
     * `passes`: how often the updates are read, in one round;
     * `needs`: names of the statistics that it takes of each update, in the rounds in which it `asks` for them;
     * `ternary`: it takes the bit planes of ternary updates without writing them out;
@@ -105,6 +106,11 @@ class Strategy(ABC):
     def trains(self, number: int) -> bool:
         """Whether sites train in a round, or only measure and send what they still owe."""
         return True
+
+    @property
+    def streaming(self) -> bool:
+        """Whether memory does not grow with the number of updates."""
+        return self.additive
 
     @property
     def passes(self) -> int:

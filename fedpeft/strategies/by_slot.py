@@ -40,6 +40,11 @@ class BySlot(Additive):
         return all(strategy.additive for strategy in self._all)
 
     @property
+    def streaming(self) -> bool:
+        """Whether every group's strategy does."""
+        return all(strategy.streaming for strategy in self._all)
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """What any of them takes of an update beyond its delta."""
         return frozenset[str]().union(*(strategy.needs for strategy in self._all))

@@ -44,6 +44,11 @@ class OPCM(Strategy):
         if not 0 <= self.alpha < 1:
             raise ValueError(f"alpha must lie in [0, 1), got {self.alpha}")
 
+    @property
+    def streaming(self) -> bool:
+        """True: no update is kept."""
+        return True
+
     def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
         """Let them join in order."""
         check_number(self, updates)

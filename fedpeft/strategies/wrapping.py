@@ -33,6 +33,11 @@ class Wrapper(Additive):
         return self.strategy.additive
 
     @property
+    def streaming(self) -> bool:
+        """Whether the strategy inside does."""
+        return self.strategy.streaming
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Names of the statistics that the strategy inside takes."""
         return self.strategy.needs

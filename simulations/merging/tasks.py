@@ -55,7 +55,7 @@ class Task:
 _CLINC150 = {
     "rounds": 10,
     "model": {"max_length": 32},
-    "training": {"local_steps": 5, "batch_size": 32, "learning_rate": 7e-3},
+    "training": {"local_steps": 5, "batch_size": 16, "learning_rate": 7e-3},
     "broadcast": "Uniform(bits=4)",
 }
 
