@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     CODEC_SHARED = 7
     CODEC_PRIVATE = 8
     SUPERMASK = 9
+    STRATEGY = 10
 
 
 @dataclass(frozen=True)

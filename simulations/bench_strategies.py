@@ -5,6 +5,7 @@ of one weight, one thread. Every row is a process of its own, which makes its in
 (the least of some runs) and the peak of its memory beyond the inputs. "plain read" adds all float32 inputs up, nothing
 else. Ternary updates are bit planes of density 0.2; PEFT gets them written out as float32, which counts.
 "decode + TIES" begins at payloads as they were sent. PEFT's `ties` trims by itself, to the density of our trims.
+"Mean, decoded each" and "Mean, summed, decoded once" begin at the parts of as many projections.
 """
 
 import argparse
@@ -24,17 +25,18 @@ import torch
 from torch import Tensor
 
 from fedpeft import kernels, wire
+from fedpeft.codecs import SRHT, Ferret, Parts, Ternary
 from fedpeft.codecs import Context as Sender
-from fedpeft.codecs import Parts, Ternary
+from fedpeft.federation.pools import Pools
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Slot, Space
-from fedpeft.strategies import TIES, Context, Mean, Update
+from fedpeft.strategies import TIES, Context, Fold, Mean, Update
 from fedpeft.strategies.planes import Trim
 from simulations import table
 
 DENSITY = 0.2
 COLUMNS = ("strategy", "implementation", "input", "n", "numel", "cpu_s", "wall_s", "peak_mb", "times_peft_speed",
-           "times_read_cpu")  # fmt: skip
+           "times_read_cpu", "times_each_speed")  # fmt: skip
 OFFLINE = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
@@ -63,6 +65,8 @@ MEASURED = (
     ("decode + TIES", "fedpeft", "ternary"),
     ("TIES", "peft", "ternary"),
 )
+SKETCHES = {"SRHT(4096)": SRHT(4096), "Ferret(512)": Ferret(512), "Ferret(4096)": Ferret(4096)}
+EACH, ONCE = "Mean, decoded each", "Mean, summed, decoded once"
 
 
 def main() -> None:
@@ -75,6 +79,9 @@ def main() -> None:
         return
     numel, numbers = (1 << 16, (5, 20)) if options.quick else (1 << 23, (20, 100))
     rows = [row(Case(*names, n, numel, options.seed)) for n in numbers for names in MEASURED]
+    rows += [
+        row(Case(how, "fedpeft", codec, numbers[0], numel, options.seed)) for codec in SKETCHES for how in (EACH, ONCE)
+    ]
     if find_spec("mergekit") is None:
         print("mergekit is not installed: it is left out")
     table.show(f"merging, {numel:,} parameters", compared(rows), options, COLUMNS)
@@ -101,8 +108,10 @@ def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         peft = cpu_s("Mean" if one["strategy"] == "Mean" else "TIES", "peft", one["input"], one["n"])
         read = cpu_s("plain read", "torch", one["input"], one["n"])
         ours = one["implementation"] == "fedpeft"
+        each = cpu_s(EACH, "fedpeft", one["input"], one["n"])
         out.append(one | {"times_peft_speed": peft / one["cpu_s"] if ours and peft else None,
-                          "times_read_cpu": one["cpu_s"] / read if read else None})  # fmt: skip
+                          "times_read_cpu": one["cpu_s"] / read if read else None,
+                          "times_each_speed": each / one["cpu_s"] if each else None})  # fmt: skip
     return out
 
 
@@ -146,6 +155,8 @@ def prepare(case: Case) -> Callable[[], object]:
     space = space_of(case.numel)
     if case.input == "ternary":
         return over_planes(case, space)
+    if case.input in SKETCHES:
+        return over_sketches(case, space)
     given = deltas(case)
     if case.implementation == "fedpeft":
         if "by the client" in case.strategy:
@@ -179,6 +190,28 @@ def over_planes(case: Case, space: Space) -> Callable[[], object]:
     if case.implementation == "peft":
         return lambda: by_peft(case.strategy, [update.delta for update in cohort], space)
     return ours(case, cohort, space)
+
+
+def over_sketches(case: Case, space: Space) -> Callable[[], object]:
+    """The mean of what was projected, one update at a time, or of the products before they are decoded."""
+    codec = SKETCHES[case.input]
+    senders = [Sender(case.seed, 1, k) for k in range(1, case.n + 1)]
+    sent = [(sender, codec.encode(x, space, sender)) for sender, x in zip(senders, deltas(case), strict=True)]
+
+    def each() -> object:
+        fold = Fold(Mean(), Context(space))
+        for sender, parts in sent:
+            fold.accumulate(Update(codec.decode(parts, space, sender)))
+        return fold.finalize()
+
+    def once() -> object:
+        pools = Pools()
+        for sender, parts in sent:
+            sketch = codec.sketch(space, sender)
+            pools.add(sketch, sketch.values(parts), 1.0)
+        return Mean().merge(pools, Context(space))
+
+    return each if case.strategy == EACH else once
 
 
 def ours(case: Case, cohort: Sequence[Update], space: Space) -> Callable[[], object]:

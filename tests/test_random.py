@@ -59,6 +59,7 @@ def test_what_a_stream_draws_never_changes():
         "CODEC_SHARED": 7,
         "CODEC_PRIVATE": 8,
         "SUPERMASK": 9,
+        "STRATEGY": 10,
     }
 
 

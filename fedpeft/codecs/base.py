@@ -1,7 +1,7 @@
 """What a codec is: a pure function from a delta to a few small named arrays, and back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -65,6 +65,7 @@ def take(parts: Parts, name: str, kind: type[P]) -> P:
 
 
 LARGEST = float(np.finfo(np.float32).max)  # of a coordinate
+ROUNDING = 1.01  # that float32 may make a norm longer by, at most
 
 
 def finite(delta: Float[Tensor, " d"]) -> NDArray[np.float32]:
@@ -177,6 +178,25 @@ def _gathered(vector: Float[Tensor, " d"], space: Space, group: Space) -> Float[
     return torch.cat([space.view(vector, slot.name).reshape(-1) for slot in group.slots])
 
 
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """A decode in two steps, of which the second is linear: decode(parts) is spread(values(parts)).
+
+    Values may be summed before they are spread, so the mean of many updates is spread once.
+
+    Args:
+        key: where those of two sketches are equal, both spread alike, whoever encoded.
+        values: the few numbers that parts stand for, shape (m,); it refuses what `decode` refuses.
+        spread: the delta that such numbers stand for; finite for those that are not refused, and for their means.
+        longest: a bound on the L2 norm of that delta, rounding included, without spreading.
+    """
+
+    key: Hashable
+    values: Callable[[Parts], NDArray[np.float32]]
+    spread: Callable[[NDArray[np.float32]], Tensor]
+    longest: Callable[[NDArray[np.float32]], float]
+
+
 class Codec(ABC):
     """A change of representation of a delta; pure, stateless, and printed as the expression that makes it.
 
@@ -211,6 +231,10 @@ class Codec(ABC):
         Raises:
             PayloadError: as `decode`.
         """
+        return None
+
+    def sketch(self, space: Space, ctx: Context) -> Sketch | None:
+        """How `decode` goes in two steps, where the second costs more and is linear; whether `encode` is or not."""
         return None
 
     def carried(self, space: Space, ctx: Context) -> Space:

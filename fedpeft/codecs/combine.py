@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import Codec, Context, Layout, Parts, Transform
+from fedpeft.codecs.base import Codec, Context, Layout, Parts, Sketch, Transform
 from fedpeft.space import Space
 from fedpeft.ternary import TernaryDelta
 
@@ -49,9 +49,15 @@ class Chain(Codec):
 
     def planes(self, parts: Parts, space: Space, ctx: Context) -> TernaryDelta | None:
         """The last codec's, where no transform is to be inverted."""
-        if any(type(transform).inverse is not Transform.inverse for transform in self.transforms):
-            return None
-        return self.codec.planes(parts, space, ctx)
+        return None if self._inverts else self.codec.planes(parts, space, ctx)
+
+    def sketch(self, space: Space, ctx: Context) -> Sketch | None:
+        """The last codec's, where no transform is to be inverted."""
+        return None if self._inverts else self.codec.sketch(space, ctx)
+
+    @property
+    def _inverts(self) -> bool:
+        return any(type(transform).inverse is not Transform.inverse for transform in self.transforms)
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """Decode, then invert the transforms, the last first."""

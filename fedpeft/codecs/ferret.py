@@ -28,7 +28,8 @@ class Ferret(Projection):
     With s = 1 ("unbiased") E x^ = x and E ||x - x^||^2 = (n - 1)/K ||x||^2, where normal numbers have (n + 1)/K; with
     s = K / (K + n - 1) ("mean"), the s that is nearest on average, it is (n - 1)/(K + n - 1) ||x||^2. n and K are those
     of a block, their quotient the space's. The directions are not orthogonal, so at every K `SRHT` loses less, for
-    less: K n additions a block, K d^2 / n for all, make this a codec for research.
+    less: K n additions a block, K d^2 / n for all, make this a codec for research. A server that merges by a mean pays
+    for them once, not for each site.
 
     FedKSeed (Qin, Chen, Qian, Ding, Li and Deng, 2023, arXiv 2312.06353) keeps one scalar for each of K seeds of the
     run and adds up what a client stepped along it: `directions="run"`, whose y add up over steps, clients and rounds. A
@@ -59,6 +60,12 @@ class Ferret(Projection):
             factor = np.sqrt(n) / (count if self.scale == "unbiased" else count + n - 1)
             kernels.add_signed(y[some] * factor, words, out[block])
         return out
+
+    def _longest(self, y: NDArray[np.float64], d: int) -> float:
+        """No direction is longer than the root of its block, n; with "mean", factors times n are at most 1."""
+        blocks = min(y.size, -(-d // self.block))
+        grown = -(-d // blocks) / (y.size // blocks) if self.scale == "unbiased" and blocks else 1.0
+        return float(grown * np.abs(y).sum())
 
     def _directions(self, d: int, k: int, stream: Stream) -> Iterator[tuple[slice, int, slice, NDArray[np.uint32]]]:
         """A block, how many directions it has, some of them, and their bits."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Parts, empty, fit
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Parts, Sketch, empty, fit
 from fedpeft.space import Space
 
 _INNER = 1022  # part of the context in which a piece is encoded; `per_slot` numbers its own from 1
@@ -73,11 +73,20 @@ class Partial(Codec):
         """
         piece = self._piece(space, ctx)
         own = fit(parts, self.codec.layout(piece))
-        vector = self.codec.decode(own, piece, ctx.inside(space, piece, _INNER))
-        delta = torch.zeros(space.numel)
-        for slot in piece.slots:
-            space.view(delta, slot.name).copy_(piece.view(vector, slot.name))
-        return delta
+        return _placed(self.codec.decode(own, piece, ctx.inside(space, piece, _INNER)), piece, space)
+
+    def sketch(self, space: Space, ctx: Context) -> Sketch | None:
+        """The piece's, which is then put in its place."""
+        piece = self._piece(space, ctx)
+        inner = self.codec.sketch(piece, ctx.inside(space, piece, _INNER))
+        if inner is None:
+            return None
+        return replace(
+            inner,
+            key=(repr(self), space.fingerprint, inner.key),
+            values=lambda parts: inner.values(fit(parts, self.codec.layout(piece))),
+            spread=lambda values: _placed(inner.spread(values), piece, space),
+        )
 
     def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
         """What the piece's codec has chosen."""
@@ -96,3 +105,11 @@ class Partial(Codec):
             name = type(self).__name__
             raise ValueError(f"{name}: a codec whose parts differ in kind between slots cannot be cut: {a}, {b}")
         return replace(a, numel=max(a.numel, b.numel))
+
+
+def _placed(vector: Float[Tensor, " p"], piece: Space, space: Space) -> Float[Tensor, " d"]:
+    """A piece's slots where they belong, and zeros."""
+    delta = torch.zeros(space.numel)
+    for slot in piece.slots:
+        space.view(delta, slot.name).copy_(piece.view(vector, slot.name))
+    return delta

@@ -11,7 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
+from fedpeft.codecs.base import (
+    LARGEST,
+    ROUNDING,
+    Codec,
+    Context,
+    Field,
+    Layout,
+    Numbers,
+    Parts,
+    Sketch,
+    Symbols,
+    finite,
+    take,
+)
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.random import Stream
 from fedpeft.space import Space
@@ -98,10 +111,18 @@ class Projection(Codec):
         Raises:
             PayloadError: the sum may be beyond float32.
         """
-        y = self._products(parts)
-        if not _moderate(y, space.numel):
-            raise PayloadError(Defect.NON_FINITE, f"{y.size} products of {np.abs(y).max():g} may sum to infinity")
-        return torch.from_numpy(self._combine(y.astype(np.float32), space.numel, self._stream(ctx)))
+        sketch = self.sketch(space, ctx)
+        return sketch.spread(sketch.values(parts))
+
+    def sketch(self, space: Space, ctx: Context) -> Sketch:
+        """The products as they came, rounded or not, then the sum of directions."""
+        d, stream = space.numel, self._stream(ctx)
+        return Sketch(
+            key=(repr(self), space.fingerprint, stream),
+            values=lambda parts: self._products(parts, d),
+            spread=lambda y: torch.from_numpy(self._combine(y, d, stream)),
+            longest=lambda y: ROUNDING * self._longest(y.astype(np.float64), d),
+        )
 
     def _measure(self, delta: Float[Tensor, " d"], k: int, stream: Stream) -> NDArray[np.floating]:
         """`_project` of a delta, wherever that lies."""
@@ -115,6 +136,10 @@ class Projection(Codec):
     def _combine(self, y: NDArray[np.float32], d: int, stream: Stream) -> NDArray[np.float32]:
         """The vector that products stand for: float32[d] from float32[k]."""
 
+    @abstractmethod
+    def _longest(self, y: NDArray[np.float64], d: int) -> float:
+        """A bound on the norm of what `_combine` gives, but for rounding."""
+
     def _count(self, d: int) -> int:
         wanted = self.coordinates if self.density is None else max(1, round(self.density * d))
         return min(d, wanted or d)
@@ -123,7 +148,13 @@ class Projection(Codec):
         # Rounds count from 1, so that no round has the stream of the run.
         return ctx.shared if self.directions == "round" else replace(ctx, round=0).shared
 
-    def _products(self, parts: Parts) -> NDArray[np.floating]:
+    def _products(self, parts: Parts, d: int) -> NDArray[np.float32]:
+        y = self._widened(parts)
+        if not _moderate(y, d):
+            raise PayloadError(Defect.NON_FINITE, f"{y.size} products of {np.abs(y).max():g} may sum to infinity")
+        return y.astype(np.float32)
+
+    def _widened(self, parts: Parts) -> NDArray[np.floating]:
         if self.dtype == "float32":
             return take(parts, "product", Numbers).values
         size = take(parts, "scale", Numbers).values.astype(np.float64)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, finite
+from fedpeft.codecs.base import ROUNDING, Codec, Context, Sketch, finite
 from fedpeft.codecs.support import EXACT, Drawn, Support
 from fedpeft.random import Stream
 from fedpeft.space import Space
@@ -72,6 +72,17 @@ class PublicSupport(Support):
     def linear(self) -> bool:  # type: ignore[override]
         """Whether the codec of the kept values is."""
         return self.codec.linear
+
+    def sketch(self, space: Space, ctx: Context) -> Sketch:
+        """The kept values, decoded, then zeros between them."""
+        # The same vectors elect the same coordinates; a sketch keeps them, so no other ones can have their identity.
+        elected = (id(ctx.start), id(ctx.before)) if self.reads else ()
+        return Sketch(
+            key=(repr(self), space.fingerprint, self._stream(ctx), elected),
+            values=lambda parts: self._values(parts, space, ctx),
+            spread=lambda values: self._put(values, space, ctx),
+            longest=lambda values: ROUNDING * float(np.linalg.norm(values.astype(np.float64))),
+        )
 
     def _stream(self, ctx: Context) -> Stream:
         return ctx.shared

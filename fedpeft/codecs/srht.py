@@ -21,7 +21,8 @@ class SRHT(Projection):
     signs, H is the Hadamard matrix of +1 and -1, R takes K of n rows, one at random in each of K strata of equal size.
     With s = 1 ("mean") x^ is the nearest vector in the span of the rows, ||x - x^||^2 = (1 - K/n) ||x||^2 on average;
     with s = n/K ("unbiased") it is (n/K - 1) ||x||^2 and E x^ = x. Signs and rows are the same for all clients: in
-    float32 their y may be summed, and one inverse transform gives the mean of n sites.
+    float32 their y may be summed while encoded. However they are rounded, a server that merges by a mean takes that of
+    the y, and transforms back once for all sites.
 
     A space is transformed in blocks of powers of two that stay in the processor's cache, of which the last ones shrink
     until they end with it, so nothing is padded; strata run through all blocks, so each gets its share of K by size.
@@ -67,9 +68,13 @@ class SRHT(Projection):
     def _combine(self, y: NDArray[np.float32], d: int, stream: Stream) -> NDArray[np.float32]:
         edges, exponents = self._blocks(d)
         if self.scale == "unbiased" and y.size:
-            y = y * np.diff(np.arange(y.size + 1) * d // y.size).astype(np.float32)
+            y = y * _widths(y.size, d).astype(np.float32)
         factors = _power(exponents // 2 - exponents)
         return kernels.spread_hadamard(y, edges, *_signs_and_rows(d, y.size, stream), factors)
+
+    def _longest(self, y: NDArray[np.float64], d: int) -> float:
+        """Rows of H / sqrt(n) are orthonormal."""
+        return float(np.linalg.norm(y * _widths(y.size, d) if self.scale == "unbiased" and y.size else y))
 
     def _blocks(self, d: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Edges of the blocks, and the logarithms of their sizes."""
@@ -81,6 +86,11 @@ class SRHT(Projection):
 def _signs_and_rows(d: int, k: int, stream: Stream) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """The bits of D, and which rows R takes, in order."""
     return stream.words(-(-d // 32), start=2 * k), kernels.stratified(stream.words(2 * k), d)
+
+
+def _widths(k: int, d: int) -> NDArray[np.int64]:
+    """Of the strata: n / K, in whole numbers."""
+    return np.diff(np.arange(k + 1) * d // k)
 
 
 def _power(exponents: NDArray[np.int64]) -> NDArray[np.float32]:

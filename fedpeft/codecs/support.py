@@ -114,15 +114,25 @@ class Support(Codec):
         Raises:
             PayloadError: a value is beyond what a float32 delta can have.
         """
+        return self._put(self._values(parts, space, ctx), space, ctx)
+
+    def _values(self, parts: Parts, space: Space, ctx: Context) -> NDArray[np.float32]:
+        """The kept coordinates, scaled up."""
         kept = _kept(self, space)
-        values = self.codec.decode(parts, kept, _inner(ctx)).numpy()
+        values: NDArray[np.float32] = self.codec.decode(parts, kept, _inner(ctx)).numpy()
+        for (begin, end), (first, last) in zip(pairwise(space.bounds), pairwise(kept.bounds), strict=True):
+            if self.rescale and last > first:
+                with np.errstate(over="ignore"):
+                    values[first:last] *= np.float32(self._factor(end - begin, last - first))
+        if not kernels.all_finite(values):
+            raise PayloadError(Defect.NON_FINITE, f"a value over the density {self.density} is not finite")
+        return values
+
+    def _put(self, values: NDArray[np.float32], space: Space, ctx: Context) -> Float[Tensor, " d"]:
+        """A delta of kept coordinates, and zeros."""
         out = np.zeros(space.numel, np.float32)
-        for (begin, end), (first, last), draw in self._slots(space, kept, ctx):
-            with np.errstate(over="ignore"):
-                scaled = values[first:last] * np.float32(self._factor(end - begin, last - first))
-            if not kernels.all_finite(scaled):
-                raise PayloadError(Defect.NON_FINITE, f"a value over the density {self.density} is not finite")
-            draw.put(scaled, out[begin:end])
+        for (begin, end), (first, last), draw in self._slots(space, _kept(self, space), ctx):
+            draw.put(values[first:last], out[begin:end])
         return torch.from_numpy(out)
 
     def _factor(self, size: int, kept: int) -> float:

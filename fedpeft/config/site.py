@@ -19,6 +19,7 @@ class PolicySection(Section):
     broadcasts: tuple[str, ...] = ("*",)
     strategies: tuple[str, ...] = ("*",)
     statistics: tuple[str, ...] = ()
+    least_examples: int = Field(5, ge=1)
     most_local_steps: int = Field(10_000, ge=1)
     largest_batch_size: int = Field(1024, ge=1)
     largest_learning_rate: float = Field(math.inf, gt=0)

@@ -298,7 +298,8 @@ class Client:
         self, measuring: Measuring, task: pb.Task, job: Job, public: Float[Tensor, " d"], ctx: Context
     ) -> list[bytes]:
         """The payloads of the statistics that a task asks for, of the job's start or of the public adapter."""
-        drawing = replace(job, order=replace(job.order, part=1), dropout=replace(job.dropout, part=1))
+        data = statistics.shareable(job.data, self._policy.least_examples)
+        drawing = replace(job, data=data, order=replace(job.order, part=1), dropout=replace(job.dropout, part=1))
         found: dict[str, Tensor] = {}
         for name in dict.fromkeys(task.statistics):
             one = replace(drawing, start=public) if name in statistics.AT_START else drawing

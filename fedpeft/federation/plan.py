@@ -82,8 +82,13 @@ class Plan:
                 f"{self.update_codec} reads the round's adapter, and with buffer: {self.buffer} updates answer several "
                 "rounds; set buffer: 0 or take another codec"
             )
-        if self.settings.supermask and self.strategy.needs:
-            raise ValueError(f"{self.strategy} needs statistics of an adapter's weights; set supermask: 0")
+        if why := self.strategy.offline:
+            raise ValueError(f"{self.strategy} cannot merge in a run: {why}; it is for merging adapters at hand")
+        weights = self.strategy.needs or (self.strategy.anchored and not self.strategy.scores)
+        if self.settings.supermask and weights:
+            raise ValueError(f"{self.strategy} merges weights, and a supermask has scores; set supermask: 0")
+        if self.strategy.scores and not self.settings.supermask:
+            raise ValueError(f"{self.strategy} merges the scores of a supermask; set training.supermask")
         if "before" in self.broadcast.reads:
             raise ValueError(f"broadcast: {self.broadcast} reads the last step, and this one is only about to be made")
         if self.strategy.settles and self.optimizer.expression.replace(" ", "") not in ("SGD(lr=1.0)", "SGD(lr=1)"):

@@ -23,8 +23,10 @@ class Policy:
         codecs: names of the classes that may encode the site's updates.
         broadcasts: names of the classes that may encode the steps of the global adapter.
         strategies: names of the classes that may merge updates.
-        statistics: what may be measured and sent beside an update ("fisher", "gram"), which tells more of the data than
-            the update does.
+        statistics: what may be measured and sent beside an update ("fisher", "gram", "head"), which tells more of the
+            data than the update does.
+        least_examples: a statistic is measured on no fewer, and leaves out classes that have fewer: of a single example
+            it would tell what the model makes of it.
         most_local_steps: in a round.
         largest_batch_size: examples a step.
         largest_learning_rate: of local training.
@@ -40,6 +42,7 @@ class Policy:
     broadcasts: tuple[str, ...] = ("*",)
     strategies: tuple[str, ...] = ("*",)
     statistics: tuple[str, ...] = ("*",)
+    least_examples: int = 1
     most_local_steps: int = 1 << 32
     largest_batch_size: int = 1 << 32
     largest_learning_rate: float = math.inf
@@ -48,11 +51,12 @@ class Policy:
 
     def __post_init__(self) -> None:
         if (
-            min(self.most_local_steps, self.largest_batch_size, self.min_cohort) < 1
+            min(self.most_local_steps, self.largest_batch_size, self.min_cohort, self.least_examples) < 1
             or not self.largest_learning_rate > 0
         ):
             raise ValueError(
-                "most_local_steps, largest_batch_size and min_cohort must be at least 1, largest_learning_rate positive"
+                "most_local_steps, largest_batch_size, min_cohort and least_examples must be at least 1, "
+                "largest_learning_rate positive"
             )
         if unknown := set(self.privacy) - set(PROTECTIONS):
             raise ValueError(f"privacy: expected some of {list(PROTECTIONS)}, got {sorted(unknown)}")

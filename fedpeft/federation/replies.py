@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft._proto import federation_pb2 as pb
-from fedpeft.codecs import Context
+from fedpeft.codecs import Context, Parts, Sketch
 from fedpeft.errors import Defect, PayloadError, Reason, RefusedError
 from fedpeft.federation import broadcast, messages, statistics
 from fedpeft.federation.plan import Plan
@@ -38,6 +38,7 @@ class Checked:
 
 
 _LONGEST_TRACE, _LONGEST_CHOSEN = 8000, 1000
+_LIGHTEST = 1e-6  # weight; of less, sums of squares vanish
 
 
 class FailedError(RefusedError):
@@ -112,6 +113,18 @@ class Replies:
         """
         return broadcast.received(payload, self._plan.update_codec, self._space, self._run, self._context(node, number))
 
+    def sketch(self, node: NodeId, number: int) -> Sketch | None:
+        """How a node's update to the task of a round is decoded in two steps, where its codec does that."""
+        return self._plan.update_codec.sketch(self._space, self._context(node, number))
+
+    def parts(self, node: NodeId, payload: bytes | memoryview, number: int) -> Parts:
+        """The parts of a node's update to the task of a round.
+
+        Raises:
+            PayloadError: the bytes are not such an update.
+        """
+        return broadcast.parts(payload, self._plan.update_codec, self._space, self._run, self._context(node, number))
+
     def read_statistic(self, name: str, node: NodeId, payload: bytes | memoryview, number: int) -> Float[Tensor, " s"]:
         """A statistic that came with a node's update to the task of a round.
 
@@ -125,21 +138,31 @@ class Replies:
         return broadcast.context(codec, self._plan.seed, number, client, self._public, self._before)
 
     def _check_update(self, node: NodeId, update: pb.Update, payload: memoryview, number: int) -> str:
-        heaviest, longest = self._plan.largest_weight, self._plan.largest_norm
+        heaviest = self._plan.largest_weight
         codec, ctx = self._plan.update_codec, self._context(node, number)
         try:
-            if not 0 < update.weight <= heaviest:
-                raise PayloadError(Defect.WEIGHT, f"expected a weight in (0, {heaviest:g}], got {update.weight}")
+            if not _LIGHTEST <= update.weight <= heaviest:
+                raise PayloadError(
+                    Defect.WEIGHT, f"expected a weight in [{_LIGHTEST:g}, {heaviest:g}], got {update.weight}"
+                )
             parts = broadcast.parts(payload, codec, self._space, self._run, ctx)
-            delta = broadcast.decoded(parts, codec, self._space, ctx)
-            norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-            if not norm <= longest:
-                raise PayloadError(Defect.NORM, f"expected an L2 norm of at most {longest:g}, got {norm:g}")
+            self._check_delta(parts, ctx)
         except PayloadError as error:
             raise RefusedError(Reason.BAD_PAYLOAD, str(error)) from None
         chosen = codec.chosen(parts, self._space, ctx)
         counts = Counter(f"{slot.role} {chosen[slot.name]}" for slot in self._space.slots if slot.name in chosen)
         return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))[:_LONGEST_CHOSEN]
+
+    def _check_delta(self, parts: Parts, ctx: Context) -> None:
+        """A delta is not written out where its sketch tells that it is short enough."""
+        codec, longest = self._plan.update_codec, self._plan.largest_norm
+        sketch = codec.sketch(self._space, ctx)
+        if sketch and sketch.longest(sketch.values(parts)) <= longest:
+            return
+        delta = broadcast.decoded(parts, codec, self._space, ctx)
+        norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+        if not norm <= longest:
+            raise PayloadError(Defect.NORM, f"expected an L2 norm of at most {longest:g}, got {norm:g}")
 
     def _check_statistics(self, node: NodeId, payloads: Sequence[memoryview], number: int) -> dict[str, memoryview]:
         names = sorted(self._plan.strategy.asks(number))

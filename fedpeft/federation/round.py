@@ -14,6 +14,7 @@ from fedpeft.errors import QuorumError, Reason, RefusedError, SiteError
 from fedpeft.federation.events import Event, Happening, Watch
 from fedpeft.federation.journal import Journal, Record
 from fedpeft.federation.plan import Plan
+from fedpeft.federation.pools import Pools
 from fedpeft.federation.replies import Checked, FailedError, Replies
 from fedpeft.federation.state import ServerState
 from fedpeft.federation.tasks import Tasks, publish
@@ -106,29 +107,47 @@ class Round:
 
     def merged(self) -> Float[Tensor, " d"]:
         """What the strategy makes of the updates, in node order: it has the same bits however replies came."""
-        return self._plan.strategy.merge(*self._merging())
+        updates, ctx = self._merging()
+        return self._plan.strategy.merge(self._pooled() or updates, ctx)
 
     def product_error(self, merged: Float[Tensor, " d"]) -> float | None:
         """How far the merged LoRA products are from the mean of the sites', estimated along a few directions.
 
         None where there are no such products, or updates did not all begin at one adapter.
         """
-        updates, ctx = self._merging()
-        if not modules(self._space) or self._plan.buffer:
+        if not modules(self._space) or self._plan.buffer or self._plan.settings.supermask:
             return None
-        return product_error(updates, merged, ctx, probes=_PROBES)
+        updates, ctx = self._merging(statistics=False)
+        error = product_error(updates, merged, ctx, probes=_PROBES)
+        return error if math.isfinite(error) else None
 
-    def _merging(self) -> tuple[Sequence[Update], Context]:
+    def _merging(self, statistics: bool = True) -> tuple[Sequence[Update], Context]:
         ctx = Context(self._space, self.public, self._plan.seed, self.number)
-        return _Counted(self.accepted, self._read), ctx
+        return _Counted(self.accepted, lambda record: self._read(record, statistics)), ctx
 
-    def _read(self, record: Record) -> Update:
+    def _pooled(self) -> Sequence[Update]:
+        """The updates, summed before they are decoded; none where the strategy or the codec needs each for itself."""
+        pools = Pools()
+        for record in self.accepted if self._plan.strategy.averaging else ():
+            node, base = record["node"], record["base"]
+            sketch = self._replies.sketch(node, base)
+            if sketch is None:
+                return ()
+            values = sketch.values(self._replies.parts(node, self._journal.get(record["payload"]), base))
+            pools.add(sketch, values, record["weight"], self._factor(record))
+        return pools
+
+    def _factor(self, record: Record) -> float:
+        """What an update to an earlier round's task is multiplied by."""
+        return 1 / math.sqrt(1 + self.number - record["base"])
+
+    def _read(self, record: Record, beside: bool) -> Update:
         sent = self._replies.read(record["node"], self._journal.get(record["payload"]), record["base"])
-        if stale := self.number - record["base"]:
-            sent = sent * (1 / math.sqrt(1 + stale))
+        if record["base"] != self.number:
+            sent = sent * self._factor(record)
         statistics = {
             name: self._replies.read_statistic(name, record["node"], self._journal.get(digest), record["base"])
-            for name, digest in record["statistics"].items()
+            for name, digest in (record["statistics"] if beside else {}).items()
         }
         return Update(sent, record["weight"], statistics)
 

@@ -9,10 +9,11 @@ from typing import TypeAlias
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from fedpeft.codecs import Context
-from fedpeft.errors import JournalError, RunError, SpaceError
-from fedpeft.federation import broadcast, statistics
+from fedpeft.errors import JournalError, PayloadError, RunError, SpaceError
+from fedpeft.federation import broadcast
 from fedpeft.federation.events import Event, Happening, Watch, unwatched
 from fedpeft.federation.journal import Journal, Record
 from fedpeft.federation.plan import Plan
@@ -21,6 +22,9 @@ from fedpeft.federation.state import ServerState
 from fedpeft.federation.tasks import kept_steps
 from fedpeft.federation.transport import Transport
 from fedpeft.space import Space
+
+_PATIENCE = 3  # rounds whose step is left out, one after another
+_ROUNDS_SEEN = 64  # of a codec that sends slots by turns
 
 Evaluate: TypeAlias = Callable[[Float[Tensor, " d"]], Mapping[str, float]]
 
@@ -54,7 +58,8 @@ class Server:
     ) -> None:
         for codec in (plan.update_codec, plan.broadcast):
             codec.layout(space)
-        statistics.largest(plan.strategy.needs, space)
+        plan.strategy.check_space(space)
+        _check_carried(plan, space)
         self._setting = Setting(plan, space, transport, journal, watch)
         self._plan, self._space, self._journal, self._evaluate = plan, space, journal, evaluate
         self.state = self._resume() if journal.records else self._begin(start)
@@ -119,17 +124,7 @@ class Server:
         current.collect()
         closed = time.perf_counter()
         accepted = current.accepted
-        merged = current.merged()
-        vector, optimizer = self._plan.optimizer.step(
-            self.state.vector,
-            merged,
-            self.state.optimizer,
-            self._carried({record["base"] for record in accepted}),
-        )
-        if not (vector.abs() <= broadcast.LARGEST).all():
-            raise RunError(
-                f"round {current.number}: the adapter went beyond the range of fp16; lower the learning rates"
-            )
+        vector, optimizer, error, left_out = self._step(current)
         state = replace(
             self.state,
             round=current.number,
@@ -142,11 +137,39 @@ class Server:
         folded = time.perf_counter()
         scores = self._scores(vector)
         ended = time.perf_counter()
-        error = current.product_error(merged)
         seconds = {"fold_s": folded - closed, "evaluate_s": ended - folded, "round_s": ended - began}
-        metrics = self._metrics(current.number, accepted, scores) | {"product_error": error} | seconds
+        metrics = (
+            self._metrics(current.number, accepted, scores) | {"product_error": error, "left_out": left_out} | seconds
+        )
         self._commit(state, metrics)
+        if all(row.get("left_out") for row in self.history()[-_PATIENCE:]) and current.number >= _PATIENCE:
+            raise RunError(
+                f"the steps of {_PATIENCE} rounds in a row were left out: {left_out}; lower the learning rates"
+            )
         return metrics
+
+    def _step(self, current: Round) -> tuple[Float[Tensor, " d"], dict[str, Tensor], float | None, str]:
+        """The adapter and the optimizer's state after a round, its product error, and why its step was left out.
+
+        What sites sent passed every check and is in the journal; a merge that fails would fail again whenever the run
+        is taken up. One round is lost instead, and said to be.
+        """
+        try:
+            merged = current.merged()
+            vector, optimizer = self._plan.optimizer.step(
+                self.state.vector,
+                merged,
+                self.state.optimizer,
+                self._carried({record["base"] for record in current.accepted}),
+            )
+            if (vector.abs() <= broadcast.LARGEST).all():
+                return vector, optimizer, current.product_error(merged), ""
+            why = "the adapter went beyond the range of fp16"
+        except (LinAlgError, PayloadError) as error:
+            why = f"the updates cannot be merged: {error}"
+        facts = {"why": f"the step of round {current.number} was left out: {why}"}
+        self._setting.watch(Event(Happening.ALARM, round=current.number, facts=facts))
+        return self.state.vector, dict(self.state.optimizer), None, why
 
     def _carried(self, rounds: Collection[int]) -> Bool[Tensor, " d"]:
         """The coordinates that updates of these rounds can change."""
@@ -174,7 +197,7 @@ class Server:
         """
         asks = [record["bytes"] for record in self._journal.of("ASK", number)]
         arrived = self._journal.of("ACCEPT", number) + self._journal.of("REFUSE", number)
-        weights, dense = sum(record["weight"] for record in accepted), 4 * self._space.numel
+        dense = 4 * self._space.numel
 
         def total(name: str) -> float:
             return float(sum(max(0.0, record["metrics"].get(name, 0.0)) for record in accepted))
@@ -183,7 +206,7 @@ class Server:
             "round": number,
             "loss": scores.get("loss"),
             "accuracy": scores.get("accuracy"),
-            "train_loss": sum(r["weight"] * r["metrics"].get("loss", 0.0) for r in accepted) / weights,
+            "train_loss": _mean_loss(accepted),
             "learning_rate": self._plan.learning_rate(number),
             "up_bytes": sum(record["up_bytes"] for record in arrived),
             "down_bytes": sum(sum(ask.values()) for ask in asks),
@@ -205,3 +228,25 @@ class Server:
 
     def _scores(self, vector: Float[Tensor, " d"]) -> dict[str, float]:
         return dict(self._evaluate(vector)) if self._evaluate else {}
+
+
+def _mean_loss(accepted: Sequence[Record]) -> float | None:
+    """Of the sites that trained, by weight; None where none did."""
+    told = [(record["weight"], record["metrics"]["loss"]) for record in accepted if "loss" in record["metrics"]]
+    return sum(weight * loss for weight, loss in told) / sum(weight for weight, _ in told) if told else None
+
+
+def _check_carried(plan: Plan, space: Space) -> None:
+    """Pass where updates carry, in each round, the slots of which the strategy says where they shall be.
+
+    Raises:
+        ValueError: they do not.
+    """
+    settled = plan.strategy.settled(space)
+    for number in range(1, min(plan.rounds, _ROUNDS_SEEN) + 1):
+        carried = {slot.name for slot in plan.update_codec.carried(space, Context(plan.seed, number)).slots}
+        if left := sorted(settled - carried):
+            raise ValueError(
+                f"{plan.strategy} says where {left[0]!r} shall be, which {plan.update_codec} does not carry in round "
+                f"{number}; take a codec that carries {len(settled)} slots in every round"
+            )

@@ -4,7 +4,9 @@ A Fisher information spans more powers of two than fp16 has, and its estimate fr
 than two digits: bfloat16 has the range of float32 in two bytes. Grams are few, and stay float32.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +16,7 @@ from fedpeft.errors import Defect, PayloadError, Reason, RefusedError
 from fedpeft.federation import broadcast
 from fedpeft.space import Space
 from fedpeft.strategies.statistics import check_statistic, statistic_space
-from fedpeft.training import Measuring, Trainer
+from fedpeft.training import Encoded, Measuring, Trainer
 
 EXAMPLES = {"fisher": 256, "gram": 256, "head": 4096}  # of a site, at most, that a statistic is measured on
 AT_START = frozenset({"head"})  # measured on the adapter that a round began at; the others on the trained one
@@ -42,6 +44,24 @@ def measuring(trainer: Trainer, names: Collection[str], space: Space) -> Measuri
             Reason.POLICY, f"statistics: {kind}, this site's trainer, measures none, was asked for {', '.join(names)}"
         )
     return trainer
+
+
+def shareable(data: Encoded, least: int) -> Encoded:
+    """The examples that a statistic may be measured on: those of classes that have at least so many.
+
+    Raises:
+        RefusedError: there are fewer than that.
+    """
+    counts = Counter(data.targets)
+    kept = [i for i, target in enumerate(data.targets) if not data.labels or counts[target] >= least]
+    if len(kept) < least:
+        raise RefusedError(
+            Reason.POLICY, f"statistics: expected at least {least} examples to measure on, got {len(kept)}"
+        )
+    if len(kept) == len(data):
+        return data
+    targets: Any = tuple(data.targets[i] for i in kept)
+    return Encoded(tuple(data.tokens[i] for i in kept), targets, tuple(sorted(set(targets))))
 
 
 def pack(statistics: Mapping[str, Float[Tensor, " s"]], space: Space, run: bytes, ctx: Context) -> list[bytes]:

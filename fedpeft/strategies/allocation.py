@@ -25,6 +25,7 @@ class RankAllocation(Wrapper):
     clients get a higher rank. A client has one vote whatever its weight: AdaLoRA (Zhang et al., 2023, arXiv 2303.10512)
     shares out ranks by importance too, but by one model's gradients. Of a component that lost, the column of B becomes
     zero and the row of A stays: it adds nothing to the adapter, and can be voted for again once a client trained it.
+    For a zero to be one, the server's optimizer is `SGD(lr=1.0)`.
 
     Norms depend on how a product is split into components (training does not fix it), and a vote is as honest as who
     casts it: clients that agree can keep components alive, though not what these hold.
@@ -43,8 +44,23 @@ class RankAllocation(Wrapper):
 
     @property
     def anchored(self) -> bool:  # type: ignore[override]
-        """Votes are on the clients' adapters, so all must have begun at one."""
-        return True
+        """Votes are on the clients' adapters, so all must have begun at one; not where nothing can be lost."""
+        return self.keep < 1 or self.strategy.anchored
+
+    @property
+    def settles(self) -> bool:  # type: ignore[override]
+        """Whether something can be lost, which is then zero, and whether the strategy inside does."""
+        return self.keep < 1 or self.strategy.settles
+
+    def settled(self, space: Space) -> frozenset[str]:
+        """Each B of which components can be lost, and what the strategy inside settles."""
+        lost = frozenset(module.b for module in modules(space)) if self.keep < 1 else frozenset()
+        return lost | self.strategy.settled(space)
+
+    @property
+    def passes(self) -> int:
+        """As often as the strategy inside reads the updates, and once more where that is no sum."""
+        return self.strategy.passes + (not self.additive)
 
     def lift(self, update: Update, ctx: Context) -> Summands:
         """The inner lift, and a vote for each component that the client approves of."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.space import Space
-from fedpeft.strategies.statistics import check_present
+from fedpeft.strategies.statistics import check_present, statistic_space
 from fedpeft.ternary import TernaryDelta
 
 Summands: TypeAlias = Mapping[str, Tensor]
@@ -87,17 +87,41 @@ class Strategy(ABC):
     * `passes`: how often the updates are read, in one round;
     * `needs`: names of the statistics that it takes of each update, in the rounds in which it `asks` for them;
     * `ternary`: it takes the bit planes of ternary updates without writing them out;
+    * `averaging`: it knows updates by their weighted mean and the sum of their weights alone, so that some of them may
+      be replaced by theirs;
     * `anchored`: it works on adapters, not on deltas alone, so all updates must have begun at the same one;
-    * `settles`: it says where some parameters shall be, not where they shall move, so the server's optimizer must be
-      SGD(lr=1.0), which goes all the way and no further;
+    * `settles`: it says where some parameters shall be (those of the slots `settled`), not where they shall move, so
+      the server's optimizer must be SGD(lr=1.0), which goes all the way and no further;
+    * `scores`: what it merges are the scores of a supermask, not weights;
+    * `offline`: why it is for merging adapters at hand alone, and not for a run; "" where it is for both;
     * `least`: the fewest updates that it can merge.
     """
 
     additive: ClassVar[bool] = False
     ternary: ClassVar[bool] = False
+    averaging: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     anchored: ClassVar[bool] = False
     settles: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
+
+    @property
+    def offline(self) -> str:
+        """Why it cannot merge in a run; "" where it can."""
+        return ""
+
+    def check_space(self, space: Space) -> None:
+        """Pass where it can merge adapters of a space; each statistic that it needs must be one of it.
+
+        Raises:
+            ValueError: says what is missing.
+        """
+        for name in self.needs:
+            statistic_space(name, space)
+
+    def settled(self, space: Space) -> frozenset[str]:
+        """Names of the slots of which it says where they shall be."""
+        return frozenset(slot.name for slot in space.slots) if self.settles else frozenset()
 
     def asks(self, number: int) -> frozenset[str]:
         """Names of the statistics that it takes in a round, of those that it needs; all, unless overridden."""

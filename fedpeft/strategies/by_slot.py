@@ -58,6 +58,29 @@ class BySlot(Additive):
         return all(strategy.trains(number) for strategy in self._all)
 
     @property
+    def offline(self) -> str:
+        """Why one of them cannot merge in a run."""
+        return next((why for strategy in self._all if (why := strategy.offline)), "")
+
+    @property
+    def scores(self) -> bool:  # type: ignore[override]
+        """Whether any of them merges scores."""
+        return any(strategy.scores for strategy in self._all)
+
+    def check_space(self, space: Space) -> None:
+        """Pass where each pattern fits a slot, and each strategy its group.
+
+        Raises:
+            ValueError: one does not.
+        """
+        for _, strategy, group in _grouped(self, space):
+            strategy.check_space(group)
+
+    def settled(self, space: Space) -> frozenset[str]:
+        """What the groups' strategies settle."""
+        return frozenset[str]().union(*(strategy.settled(group) for _, strategy, group in _grouped(self, space)))
+
+    @property
     def settles(self) -> bool:  # type: ignore[override]
         """Whether any group's strategy says where parameters shall be."""
         return any(strategy.settles for strategy in self._all)
@@ -69,8 +92,9 @@ class BySlot(Additive):
 
     @property
     def passes(self) -> int:
-        """As often as the one that reads the updates most often."""
-        return max(strategy.passes for strategy in self._all)
+        """As often as the one that reads the updates most often; where they are no sum, as often as all of them."""
+        each = [strategy.passes for strategy in self._all]
+        return max(each) if self.additive else sum(each)
 
     @property
     def least(self) -> int:
@@ -187,10 +211,10 @@ def _inside(ctx: Context, number: int, group: Space) -> Context:
 
 
 def _part(update: Update, ctx: Context, strategy: Strategy, group: Space) -> Update:
-    """A group's share of an update, with the statistics that its strategy needs."""
+    """A group's share of an update, with the statistics that its strategy asks for."""
     statistics = {
         name: _gathered(update.statistics[name], statistic_space(name, ctx.space), statistic_space(name, group))
-        for name in sorted(strategy.needs)
+        for name in sorted(strategy.asks(ctx.round))
     }
     return replace(update, sent=_gathered(update.delta, ctx.space, group), statistics=statistics)
 
@@ -217,5 +241,5 @@ class _Parts(Sequence[Update]):
         return map(self._share, self._updates)
 
     def _share(self, update: Update) -> Update:
-        check([update], self._ctx, self._strategy.needs)
+        check([update], self._ctx, self._strategy.asks(self._ctx.round))
         return _part(update, self._ctx, self._strategy, self._group)

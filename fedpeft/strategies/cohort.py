@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedpeft.space import Space
 from fedpeft.strategies.base import Context, Strategy, Update, check, check_number
 from fedpeft.strategies.factors import Factors, shares_of
-from fedpeft.strategies.lora import Module, modules
+from fedpeft.strategies.lora import Module, modules, products_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,11 @@ class ByProduct(Strategy):
     """
 
     anchored = True
+    settles = True
+
+    def settled(self, space: Space) -> frozenset[str]:
+        """Both factors of each product: one without the other would be half of it."""
+        return products_of(space)
 
     @abstractmethod
     def products(self, cohort: Cohort) -> Iterator[tuple[Module, Factors]]:

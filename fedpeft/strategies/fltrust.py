@@ -22,6 +22,11 @@ class FLTrust(Additive):
 
     given: ClassVar[frozenset[str]] = frozenset({"root"})
 
+    @property
+    def offline(self) -> str:
+        """A server has no trusted delta to give it."""
+        return "it needs a delta trained on data that the server trusts, and a server has none"
+
     def lift(self, update: Update, ctx: Context) -> Summands:
         """The delta at the length of the trusted one, times the trust in it; and the trust.
 

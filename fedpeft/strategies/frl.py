@@ -34,6 +34,7 @@ class RankVote(Additive):
 
     anchored: ClassVar[bool] = True
     settles: ClassVar[bool] = True
+    scores: ClassVar[bool] = True
 
     def lift(self, update: Update, ctx: Context) -> Summands:
         """The ranks of the client's scores: whole numbers, so that sums of them are exact in any order."""

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedpeft.space import Space
 from fedpeft.strategies.base import Context, Update
 from fedpeft.strategies.cohort import write
 from fedpeft.strategies.factors import Factors, Spectrum, spectrum_of_sum
-from fedpeft.strategies.lora import modules
+from fedpeft.strategies.lora import modules, products_of
 from fedpeft.strategies.wrapping import After
 
 
@@ -32,6 +33,15 @@ class IsoC(After):
     def anchored(self) -> bool:  # type: ignore[override]
         """True: it works on adapters."""
         return True
+
+    @property
+    def settles(self) -> bool:  # type: ignore[override]
+        """True: it gives every product new factors."""
+        return True
+
+    def settled(self, space: Space) -> frozenset[str]:
+        """Both factors of each product, and what the strategy inside settles."""
+        return products_of(space) | self.strategy.settled(space)
 
     def after(self, merged: Float[Tensor, " d"], ctx: Context) -> Float[Tensor, " d"]:
         """The delta to the adapter with equal singular values."""

@@ -72,8 +72,12 @@ def modules(space: Space) -> tuple[Module, ...]:
 @lru_cache(maxsize=64)
 def rest(space: Space) -> tuple[str, ...]:
     """The slots that are no factor of a product."""
-    paired = {name for module in modules(space) for name in (module.a, module.b)}
-    return tuple(slot.name for slot in space.slots if slot.name not in paired)
+    return tuple(slot.name for slot in space.slots if slot.name not in products_of(space))
+
+
+def products_of(space: Space) -> frozenset[str]:
+    """The slots that are a factor of a product."""
+    return frozenset(name for module in modules(space) for name in (module.a, module.b))
 
 
 def factors(space: Space, vector: Float[Tensor, " d"], config: Mapping[str, Any] | None = None) -> dict[str, Factors]:

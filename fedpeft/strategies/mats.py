@@ -69,8 +69,9 @@ class MaTS(Additive):
             own = statistic_space("gram", space)
             for slot in gram_slots(space):
                 gram = own.view(update.statistics["gram"], slot.name).double()
-                news = space.view(vector, slot.name) @ ((gram + gram.T) * (update.weight / 2))
-                space.view(product, slot.name).copy_(news)
+                # No Gram that a server lets pass is then singular, or worse.
+                known = (gram + gram.T) / 2 + 2.0**-20 * gram.trace() * torch.eye(len(gram), dtype=torch.float64)
+                space.view(product, slot.name).copy_(space.view(vector, slot.name) @ known * update.weight)
         return product
 
     def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"] | Broadcast:

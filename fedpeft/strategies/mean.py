@@ -26,6 +26,7 @@ class Mean(Additive):
     """
 
     ternary: ClassVar[bool] = True
+    averaging: ClassVar[bool] = True
 
     def lift(self, update: Update, ctx: Context) -> Summands:
         """The weighted delta, and the weight."""

@@ -7,13 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.random import Purpose, Stream
 from fedpeft.strategies.base import Context, Update, check
+from fedpeft.strategies.drawing import Part, stream_of
 from fedpeft.strategies.factors import Factors
 from fedpeft.strategies.lora import Module, modules
-
-# A client number that no codec's stream has.
-_CLIENT = 2**32 - 2
 
 
 def product_error(
@@ -113,7 +110,7 @@ def _directions(module: Module, index: int, probes: int, ctx: Context) -> Float[
     width = module.shape[1]
     if probes >= width:
         return torch.eye(width, dtype=torch.float64)
-    drawn = Stream(ctx.seed, Purpose.CODEC_SHARED, ctx.round, _CLIENT, index).normal(width * probes)
+    drawn = stream_of(ctx, Part.PROBES, index).normal(width * probes)
     q, r = torch.linalg.qr(torch.from_numpy(drawn).view(width, probes))
     directions: Tensor = q * r.diagonal().sign() * math.sqrt(width / probes)
     return directions

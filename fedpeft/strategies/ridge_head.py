@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.space import Slot, Space
-from fedpeft.strategies.base import Broadcast, Context, Summands, Update
+from fedpeft.strategies.base import Broadcast, Context, Summands, Update, check
 from fedpeft.strategies.statistics import head_slots, statistic_space
 from fedpeft.strategies.wrapping import Wrapper
 
@@ -56,9 +56,24 @@ class RidgeHead(Wrapper):
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
 
     @property
+    def ternary(self) -> bool:  # type: ignore[override]
+        """Whether the strategy inside takes bit planes as they are."""
+        return self.strategy.ternary
+
+    @property
+    def passes(self) -> int:
+        """As often as the strategy inside reads the updates, and once more where that is no sum."""
+        return self.strategy.passes + (not self.additive)
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The head's sums, and what the strategy inside takes."""
         return self.strategy.needs | {"head"}
+
+    def settled(self, space: Space) -> frozenset[str]:
+        """The heads, and what the strategy inside settles."""
+        heads = {name for slot in head_slots(space) for name in (slot.name, _bias(space, slot)) if name}
+        return self.strategy.settled(space) | heads
 
     def asks(self, number: int) -> frozenset[str]:
         """The head's sums in every `every`-th round alone."""
@@ -99,6 +114,7 @@ class RidgeHead(Wrapper):
         if "head" not in self.asks(ctx.round):
             return merged
         for update in updates:
+            check([update], ctx, {"head"})
             for name, summand in self._sums(update).items():
                 total[name] = total[name] + summand if name in total else summand
         return self._with_head(merged, total, ctx)
@@ -113,7 +129,8 @@ class RidgeHead(Wrapper):
         for slot in head_slots(ctx.space):
             sums = own.view(mean, slot.name)
             width = sums.shape[1]
-            pull = self.ridge * float(sums[:width].trace()) / width or 1.0
+            # Rounding may leave a Gram a little less than nothing in some direction.
+            pull = max(self.ridge / width, 2.0**-20) * float(sums[:width].trace()) or 1.0
             solved = torch.linalg.solve(sums[:width] + pull * torch.eye(width, dtype=torch.float64), sums[width:].T).T
             head = self.scale * solved
             ctx.space.view(adapter, slot.name).copy_(head[:, :-1])

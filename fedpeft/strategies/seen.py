@@ -17,7 +17,8 @@ class SeenMean(Additive):
     A site that trains with `training.labels: own` leaves the rows of classes that it does not have as they were. The
     mean over all would shrink what the others learned of those classes by the share of sites that have them; here each
     row has a divisor of its own, which is a sum too. Slots that are no head have a single one, the sum of weights, as
-    in the mean. That a row moved is all that is told of a site's classes, and every update tells it anyway.
+    in the mean. A sparse codec sends a row of which it keeps something: what it keeps back counts as not seen in that
+    round. That a row moved is all that is told of a site's classes, and every update tells it anyway.
 
     >>> ctx = Context(Space((Slot("score.weight", (2, 2), "head"),)))
     >>> SeenMean().merge([Update(torch.tensor([1.0, 0, 0, 0])), Update(torch.tensor([3.0, 4, 0, 2]))], ctx)

@@ -12,13 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from fedpeft import kernels
-from fedpeft.random import Purpose, Stream
+from fedpeft.random import Stream
 from fedpeft.space import Slot
 from fedpeft.strategies.base import Context, Update
+from fedpeft.strategies.drawing import Part, stream_of
 from fedpeft.strategies.wrapping import Before
-
-# Codecs number their streams' parts from 1 in every 1024: multiples of it are free.
-_RANDOM, _RANKED = 1024, 2048
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,7 @@ class _EachSlot(Before):
 
     def _stream(self, x: NDArray[np.float32], ctx: Context) -> Stream:
         """Of the client, told apart by its delta: a strategy sees no names, and needs none to draw the same again."""
-        check = zlib.crc32(x.data, zlib.crc32(ctx.space.fingerprint))
-        return Stream(ctx.seed, Purpose.CODEC_PRIVATE, ctx.round, check, _RANKED)
+        return stream_of(ctx, Part.DELLA, zlib.crc32(x.data, zlib.crc32(ctx.space.fingerprint)))
 
     def _kept(self, size: int) -> int:
         return min(size, max(1, round(self.density * size)))
@@ -90,8 +87,8 @@ class DARE(_EachSlot):
 
     def _stream(self, x: NDArray[np.float32], ctx: Context) -> Stream:
         if self.seed == "private":
-            return replace(super()._stream(x, ctx), part=_RANDOM)
-        return Stream(ctx.seed, Purpose.CODEC_SHARED, ctx.round, zlib.crc32(ctx.space.fingerprint), _RANDOM)
+            return replace(super()._stream(x, ctx), part=Part.DARE)
+        return stream_of(ctx, Part.DARE_SHARED, zlib.crc32(ctx.space.fingerprint))
 
     def _fill(self, slot: Slot, x: NDArray[np.float32], stream: Stream, at: int, out: NDArray[np.float32]) -> None:
         words = stream.words(self._kept(x.size) + 1, start=at)

@@ -21,7 +21,7 @@ def statistic_space(name: str, space: Space) -> Space:
     * "fisher": for each trained parameter, the diagonal Fisher information, E[(d log p(y | x) / d theta)^2].
     * "gram": for each B of a LoRA, with shape (out, r), the r x r mean of z z^T over its inputs z = A x. A linear head
       has none: its Gram is as wide as the model, more numbers than the head itself.
-    * "head": for each linear head, with shape (classes, in), the mean of u u^T over its inputs with a one added, u =
+    * "head": for the linear head, with shape (classes, in), the mean of u u^T over its inputs with a one added, u =
       [x, 1], and below it that of e_y u^T for the class y of each example: shape (in + 1 + classes, in + 1). It is
       measured on the adapter that the round began at, the same for all, so that it adds up over sites.
 
@@ -46,8 +46,10 @@ def statistic_space(name: str, space: Space) -> Space:
     if name == "gram" and json.loads(space.config or "{}").get("use_dora"):
         raise ValueError("'gram' cannot be measured with use_dora, which gives each B other inputs than the data's")
     if not slots:
-        what = "the B of linear layers' LoRA" if name == "gram" else "linear heads"
-        raise ValueError(f"{name!r} is of {what}, and this adapter has none; choose another strategy")
+        what = "the B of linear layers' LoRA, and this adapter has none"
+        if name == "head":
+            what = "one linear layer that is trained as a head, and this adapter has none or several"
+        raise ValueError(f"{name!r} is of {what}; choose another strategy")
     return Space(slots, space.config, space.base)
 
 
@@ -57,8 +59,9 @@ def gram_slots(space: Space) -> tuple[Slot, ...]:
 
 
 def head_slots(space: Space) -> tuple[Slot, ...]:
-    """The slots that are the weights of a linear head."""
-    return tuple(slot for slot in space.slots if slot.role == "head" and len(slot.shape) == 2)
+    """The slot that is the weight of the linear head; none where no matrix, or more than one, is trained as a head."""
+    found = tuple(slot for slot in space.slots if slot.role == "head" and len(slot.shape) == 2)
+    return found if len(found) == 1 else ()
 
 
 def check_statistic(name: str, space: Space, vector: Float[Tensor, " s"]) -> None:
@@ -76,14 +79,40 @@ def check_statistic(name: str, space: Space, vector: Float[Tensor, " s"]) -> Non
             raise ValueError(f"'fisher': expected at least 0 everywhere, got {lowest:g}")
         return
     for slot in own.slots:
-        gram = own.view(vector, slot.name)[: slot.shape[1]].double()
         if not slot.numel:
             continue
+        moments = own.view(vector, slot.name).double()
+        gram = moments[: slot.shape[1]]
         trace = float(gram.trace())
         if float((gram - gram.T).abs().max()) > _ROUNDING * max(trace, 0.0):
             raise ValueError(f"{name!r} of {slot.name!r}: expected a symmetric matrix")
+        if name == "head":
+            gram = gram - _explained(slot.name, moments)
         if (lowest := float(torch.linalg.eigvalsh(gram)[0])) < -_ROUNDING * max(trace, 0.0):
             raise ValueError(f"{name!r} of {slot.name!r}: expected eigenvalues of at least 0, got {lowest:g}")
+
+
+def _explained(name: str, moments: Float[Tensor, "rows width"]) -> Float[Tensor, "width width"]:
+    """What of a head's second moments lies between classes: sum_y b_y b_y^T / p_y, of mean input b_y / p_y each.
+
+    What is left of the moments lies within classes, and is one of squares again.
+
+    Raises:
+        ValueError: shares of classes p_y, the last column, do not add up to one, or their sums not to the whole.
+    """
+    width = moments.shape[1]
+    gram, sums = moments[:width], moments[width:]
+    shares, size = sums[:, -1], max(float(gram.trace()), 0.0)
+    if not size and not moments.any():
+        return torch.zeros_like(gram)
+    if abs(float(gram[-1, -1]) - 1) > _ROUNDING or float(shares.min()) < 0:
+        raise ValueError(f"'head' of {name!r}: expected shares of classes that add up to 1")
+    if float((sums.sum(0) - gram[-1]).abs().max()) > _ROUNDING * len(sums) * max(size, 1.0):
+        raise ValueError(f"'head' of {name!r}: expected classes whose sums add up to the whole")
+    there = sums[shares > 0]
+    if float(sums[shares <= 0].abs().sum()) > 0:
+        raise ValueError(f"'head' of {name!r}: expected nothing of a class without examples")
+    return (there / there[:, -1:]).T @ there
 
 
 def check_present(needs: Collection[str], space: Space, statistics: Mapping[str, Tensor]) -> None:

@@ -6,15 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.random import Purpose, Stream
+from fedpeft.space import Space
 from fedpeft.strategies.base import Additive, Broadcast, Context, Summands, Update
 from fedpeft.strategies.cohort import write
+from fedpeft.strategies.drawing import Part, stream_of
 from fedpeft.strategies.factors import Spectrum
-from fedpeft.strategies.lora import Module, modules, rest
+from fedpeft.strategies.lora import Module, modules, products_of, rest
 
 _WEIGHT = "weight of all"
-# A client number that no codec's stream has.
-_CLIENT = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,11 @@ class SubspaceStep(Additive):
     """
 
     anchored = True
+    settles = True
+
+    def settled(self, space: Space) -> frozenset[str]:
+        """Both factors of each product."""
+        return products_of(space)
 
     @property
     def passes(self) -> int:
@@ -75,7 +79,7 @@ def _test_matrix(module: Module, index: int, ctx: Context) -> Float[Tensor, "in 
     width = min(rows.shape)
     if known.rank == width:
         return known.v.T
-    stream = Stream(ctx.seed, Purpose.CODEC_SHARED, ctx.round, _CLIENT, index)
-    drawn = torch.from_numpy(stream.normal(rows.shape[1] * width)).view(rows.shape[1], width)
-    q: Tensor = torch.linalg.qr(torch.cat([known.v[: known.rank].T, drawn], 1))[0]
+    drawn = torch.from_numpy(stream_of(ctx, Part.SUBSPACE, index).normal(rows.shape[1] * width))
+    random = drawn.view(rows.shape[1], width)
+    q: Tensor = torch.linalg.qr(torch.cat([known.v[: known.rank].T, random], 1))[0]
     return q[:, :width]

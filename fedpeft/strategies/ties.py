@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -68,8 +68,6 @@ class TIES(Additive):
         scale: the merged delta is multiplied by it (the authors' lambda).
     """
 
-    ternary: ClassVar[bool] = True
-
     density: float = 0.2
     trim: Literal["slot", "global", "none"] = "slot"
     elect: Literal["sum", "count"] = "sum"
@@ -87,6 +85,22 @@ class TIES(Additive):
         if not math.isfinite(self.scale):
             raise ValueError(f"scale must be finite, got {self.scale}")
 
+    @property
+    def ternary(self) -> bool:  # type: ignore[override]
+        """Not where values are elected without weights and merged with them, which takes a fifth sum."""
+        return not self._leads
+
+    @property
+    def _leads(self) -> bool:
+        return self.weights == "peft" and self.elect == "sum"
+
+    @property
+    def offline(self) -> str:
+        """PEFT's weights are factors, and a run's are numbers of examples."""
+        return "weights='peft' multiplies each update by its weight, which is a number of examples" * (
+            self.weights == "peft"
+        )
+
     def lift(self, update: Update, ctx: Context) -> Summands:
         """Positive and negative parts of what a trim leaves, and whose they are."""
         x = torch.from_numpy(self._trimmed(update.delta.numpy(), ctx)).double()
@@ -99,13 +113,13 @@ class TIES(Additive):
             "weight_minus": (x < 0).double().mul_(vote),
             "weight": torch.tensor(vote, dtype=torch.float64),
         }
-        if self.weights == "peft" and self.elect == "sum":
+        if self._leads:
             lifted["lead"] = x
         return lifted
 
     def accumulate(self, total: dict[str, Tensor], updates: Sequence[Update], ctx: Context) -> None:
         """Add all of them block by block, and ternary ones from their bit planes."""
-        if self.weights == "peft" and self.elect == "sum":
+        if self._leads:
             super().accumulate(total, updates, ctx)
             return
         if not total:

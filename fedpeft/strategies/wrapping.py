@@ -8,6 +8,7 @@ from typing import overload
 from jaxtyping import Float
 from torch import Tensor
 
+from fedpeft.space import Space
 from fedpeft.strategies.base import Additive, Broadcast, Context, Strategy, Summands, Update, check
 
 
@@ -49,6 +50,25 @@ class Wrapper(Additive):
     def trains(self, number: int) -> bool:
         """Whether the strategy inside lets sites train."""
         return self.strategy.trains(number)
+
+    @property
+    def offline(self) -> str:
+        """Why the strategy inside cannot merge in a run."""
+        return self.strategy.offline
+
+    @property
+    def scores(self) -> bool:  # type: ignore[override]
+        """Whether the strategy inside merges scores."""
+        return self.strategy.scores
+
+    def check_space(self, space: Space) -> None:
+        """Pass where it and the strategy inside can merge adapters of a space."""
+        super().check_space(space)
+        self.strategy.check_space(space)
+
+    def settled(self, space: Space) -> frozenset[str]:
+        """What the strategy inside settles."""
+        return self.strategy.settled(space)
 
     @property
     def settles(self) -> bool:  # type: ignore[override]
@@ -114,6 +134,11 @@ class After(Wrapper):
     def ternary(self) -> bool:  # type: ignore[override]
         """Whether the strategy inside takes bit planes as they are."""
         return self.strategy.ternary
+
+    @property
+    def averaging(self) -> bool:  # type: ignore[override]
+        """Whether the strategy inside knows updates by their mean alone."""
+        return self.strategy.averaging
 
     @abstractmethod
     def after(self, merged: Float[Tensor, " d"], ctx: Context) -> Float[Tensor, " d"]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fedpeft.adapters import AdaptedModel
+from fedpeft.errors import ConfigError
 from fedpeft.space import Slot
 from fedpeft.strategies.statistics import gram_slots, head_slots
 
@@ -113,6 +114,11 @@ class Heads:
     def add(self, targets: Int[Tensor, " n"]) -> None:
         """Count the examples of the last forward pass, which are of these classes."""
         for name, x in self._inputs.items():
+            if x.shape[:-1] != targets.shape:
+                raise ConfigError(
+                    f"'head' is measured where a head gets a vector for each text; this model's gets {tuple(x.shape)} "
+                    f"for {len(targets)}: choose a strategy without RidgeHead"
+                )
             u = torch.cat([x, x.new_ones(len(x), 1)], 1).double().cpu()
             total, width = self._sums[name], u.shape[1]
             total[:width] += u.T @ u

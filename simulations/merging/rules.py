@@ -38,6 +38,7 @@ RULES = (
     Rule("seen", "SeenMean()", heads=True),
     Rule("seen, a third", "SeenMean()", training={"learning_rate": 2e-3}, heads=True),
     Rule("seen, ridge", "RidgeHead(SeenMean(), every=5)", heads=True),
+    Rule("seen, ridge once", "RidgeHead(SeenMean(), every=10)", heads=True),
     Rule("ffa", "SeenMean()", codec=_B, training=_CARRIED),
     Rule("rolora", "SeenMean()", codec=_TURNS, training=_CARRIED),
     Rule("ffa, regmean", "by_slot({'lora_B': RegMean()}, default=SeenMean())", codec=_B, training=_CARRIED),

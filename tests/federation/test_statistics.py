@@ -11,7 +11,7 @@ import torch
 from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import Context, ErrorFeedback, Identity, Numbers, Ternary
 from fedpeft.config import PolicySection
-from fedpeft.errors import QuorumError
+from fedpeft.errors import QuorumError, RefusedError
 from fedpeft.federation import Client, ClientStore, Journal, Plan, Policy, Server, broadcast, largest_reply, messages
 from fedpeft.federation import statistics as beside
 from fedpeft.random import Purpose, Stream
@@ -19,7 +19,7 @@ from fedpeft.space import Slot, Space
 from fedpeft.strategies import Context as Merging
 from fedpeft.strategies import Fisher, Mean, RegMean, Strategy, Update
 from fedpeft.strategies.statistics import statistic_space
-from fedpeft.training import Job
+from fedpeft.training import Encoded, Job
 from tests.federation import world
 from tests.federation.world import SPACE, START, Tampering
 
@@ -313,3 +313,15 @@ def test_a_fisher_keeps_its_range_on_the_wire() -> None:
         beside.unpack("fisher", payload, SPACE, b"r" * 16, Context(0, 1, 1)), sent, rtol=2**-8, atol=0
     )
     assert len(payload) < 2 * SPACE.numel + 300
+
+
+def test_a_class_of_few_examples_is_left_out_and_of_none_nothing_is_measured() -> None:
+    data = Encoded(((1,), (2,), (3,), (4,)), (0, 2, 0, 0), (0, 2))
+    assert beside.shareable(data, 1) is data
+    kept = beside.shareable(data, 2)
+    assert (kept.tokens, kept.targets, kept.labels) == (((1,), (3,), (4,)), (0, 0, 0), (0,))
+    text = Encoded(((1, 2), (3, 4)), ((1, 2), (3, 4)))
+    assert beside.shareable(text, 2) is text
+    for few, least in ((data, 4), (text, 3)):
+        with pytest.raises(RefusedError, match=f"expected at least {least} examples"):
+            beside.shareable(few, least)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -141,6 +142,12 @@ EXAMPLES = [
 
 def updates(clients: int, kind: str = "normal", space: Space = SPACE) -> list[Update]:
     """Deltas and weights of a cohort; with integers, float64 sums are exact in any order."""
+    drawn = _drawn(clients, kind, space)
+    return [Update(u.delta.clone(), u.weight, {n: s.clone() for n, s in u.statistics.items()}) for u in drawn]
+
+
+@lru_cache(maxsize=64)
+def _drawn(clients: int, kind: str, space: Space) -> list[Update]:
     draw = np.random.default_rng(clients)
     x, weights = draw.standard_normal((clients, space.numel)), draw.uniform(0.5, 99, clients)
     match kind:

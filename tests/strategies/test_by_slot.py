@@ -18,6 +18,7 @@ from fedpeft.strategies import (
     Majority,
     Mean,
     RegMean,
+    RidgeHead,
     Scaled,
     Update,
     by_slot,
@@ -95,9 +96,18 @@ def test_it_declares_what_any_of_its_strategies_declares():
     assert (sums.passes, sums.least) == (GeometricMedian().passes, 1)
     mixed = by_slot({"lora_A": Krum(2), "lora_B": RegMean()}, default=Mean())
     assert not mixed.additive and mixed.needs == {"gram"}
-    assert (mixed.passes, mixed.least) == (1, Krum(2).least)
+    assert (mixed.passes, mixed.least) == (3, Krum(2).least)
     with pytest.raises(TypeError, match=r"Krum\(.*\) is not a function of sums, so its group has no summands"):
         Fold(mixed, Context(SPACE)).accumulate(*updates(7))
+
+
+@pytest.mark.parametrize("inside", [Mean(), Krum(1)])
+def test_a_group_takes_a_statistic_in_the_rounds_in_which_it_asks(inside):
+    strategy = by_slot({"head": RidgeHead(inside, every=2)}, default=Mean())
+    cohort = [replace(u, statistics={}) for u in updates(5)]
+    assert torch.isfinite(strategy.merge(cohort, Context(SPACE, START, round=1))).all()
+    with without_type_checks(), pytest.raises(ValueError, match="an update with the statistic 'head'"):
+        strategy.merge(cohort, Context(SPACE, START, round=2))
 
 
 def test_a_group_that_has_its_delta_is_not_lifted_again():

@@ -15,6 +15,15 @@ def good(name, seed=0):
     return statistics(np.random.default_rng(seed), SPACE)[name]
 
 
+def spread(vector):
+    """Class means that lie further apart than the inputs themselves."""
+    moments = vector.view(12, 6).clone()
+    low, high = (int(i) for i in moments[6:, -1].argsort()[-2:])
+    moments[6 + low, 0] += 100.0
+    moments[6 + high, 0] -= 100.0
+    return moments.reshape(-1)
+
+
 @pytest.mark.parametrize("name", STATISTICS)
 def test_what_is_measured_passes_and_its_space_is_no_other(name):
     spaces = [SPACE, *(statistic_space(each, SPACE) for each in STATISTICS)]
@@ -37,6 +46,18 @@ def test_the_fisher_has_the_slots_a_gram_is_of_each_b_and_a_head_has_its_inputs_
         ("fisher", lambda v: v[:-1], r"'fisher': expected shape \(106,\), got \(105,\)"),
         ("gram", lambda v: torch.cat([v, v]), r"'gram': expected shape \(18,\)"),
         ("fisher", lambda v: v.index_fill(0, torch.tensor(5), -1e-30), "'fisher': expected at least 0 everywhere"),
+        (
+            "head",
+            lambda v: v.index_fill(0, torch.tensor([41]), 1e30),
+            "expected classes whose sums add up|shares|eigen",
+        ),
+        ("head", lambda v: 2 * v, "'head' of 'm.score.weight': expected shares of classes that add up to 1"),
+        (
+            "head",
+            lambda v: torch.cat([v[:36] * torch.eye(6).reshape(-1), v[36:]]),
+            "expected classes whose sums add up",
+        ),
+        ("head", lambda v: spread(v), "'head' of 'm.score.weight': expected eigenvalues of at least 0"),
         ("head", lambda v: -v, "'head' of 'm.score.weight': expected "),
         ("head", lambda v: v + torch.arange(72.0) / 9, "'head' of 'm.score.weight': expected a symmetric matrix"),
         ("gram", lambda v: -v, "'gram' of 'm.0.lora_B.weight': expected "),

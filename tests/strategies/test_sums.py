@@ -1,4 +1,7 @@
-"""What holds for every additive strategy, to the bit where the summands are whole numbers."""
+"""What holds for every additive strategy, to the bit where the summands are whole numbers.
+
+Types and shapes are checked in `test_laws`; what is repeated often runs without, in a third of the time.
+"""
 
 from dataclasses import replace
 
@@ -10,11 +13,12 @@ from fedpeft.codecs import Context as Sender
 from fedpeft.codecs import Ternary
 from fedpeft.space import Slot, Space
 from fedpeft.strategies import TIES, Broadcast, Context, Fold, Update
+from tests.codecs.examples import without_type_checks
 from tests.strategies.examples import EXAMPLES, SPACE, context, contexts, updates
 
 SUMS = [e.strategy for e in EXAMPLES if e.strategy.additive]
 every_sum = pytest.mark.parametrize("strategy", SUMS, ids=repr)
-every_cohort = pytest.mark.parametrize("clients", [1, 2, 7, 64])
+every_cohort = pytest.mark.parametrize("clients", [1, 2, 7, 20])
 exact_or_not = pytest.mark.parametrize("kind", ["normal", "integers"])
 
 
@@ -55,6 +59,7 @@ def exact_lifts(strategy):
 @every_sum
 @every_cohort
 @exact_or_not
+@without_type_checks()
 def test_streaming_equals_batch(strategy, clients, kind):
     cohort = updates(clients, kind)
     for ctx in contexts(strategy, cohort):
@@ -70,11 +75,12 @@ def test_streaming_equals_batch(strategy, clients, kind):
 @every_sum
 @every_cohort
 @exact_or_not
+@without_type_checks()
 def test_any_tree_and_any_order_equal_flat(strategy, clients, kind):
     cohort = updates(clients, kind)
     for ctx in contexts(strategy, cohort):
         flat = fold(strategy, cohort, ctx)
-        for seed in range(3):
+        for seed in range(2):
             draw = np.random.default_rng(seed)
             branches = [fold(strategy, [cohort[i]], ctx) for i in draw.permutation(clients)] + [Fold(strategy, ctx)]
             while len(branches) > 1:
@@ -94,8 +100,9 @@ def test_a_lift_is_float64_of_a_size_that_no_client_changes(strategy):
 
 
 @every_sum
-@pytest.mark.parametrize("clients", [1, 3, 8, 9, 20])
+@pytest.mark.parametrize("clients", [1, 8, 9, 20])
 @pytest.mark.parametrize("threshold", ["slot", "global"])
+@without_type_checks()
 def test_bit_planes_are_merged_as_what_they_stand_for(strategy, clients, threshold):
     codec = Ternary(density=0.4, threshold=threshold)
     parts = [codec.encode(u.delta, SPACE, Sender()) for u in updates(clients)]
@@ -161,6 +168,7 @@ def test_an_empty_fold_has_nothing_to_give(strategy):
 
 
 @every_sum
+@without_type_checks()
 def test_memory_does_not_grow_with_the_cohort(strategy):
     sizes = {
         clients: sum(t.untyped_storage().nbytes() for t in fold(strategy, updates(clients)).total.values())

@@ -87,7 +87,7 @@ def test_what_does_not_go_with_a_supermask_is_refused() -> None:
     class Needy(Mean):
         needs = frozenset({"fisher"})
 
-    with pytest.raises(ValueError, match="needs statistics of an adapter's weights; set supermask: 0"):
+    with pytest.raises(ValueError, match="merges weights, and a supermask has scores; set supermask: 0"):
         Plan(rounds=1, strategy=Needy(), settings=Settings(supermask=0.5))
     with pytest.raises(ValueError, match=r"supermask must lie in \[0.0, 1\], got 1.5"):
         Settings(supermask=1.5)

@@ -1,0 +1,191 @@
+"""Merging folders: by a strategy, or exactly."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedpeft.adapters import Adapter
+from fedpeft.errors import FedpeftError, SpaceError
+from fedpeft.merging.form import Form
+from fedpeft.merging.merged import Merged
+from fedpeft.merging.settings import of_products, whole
+from fedpeft.merging.sources import Sources, check_alike
+from fedpeft.merging.survey import survey
+from fedpeft.strategies import (
+    Bulyan,
+    Context,
+    Factors,
+    FlexLoRA,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    SeenMean,
+    Strategy,
+    SubspaceStep,
+    TrimmedMean,
+    Update,
+    stacked,
+)
+from fedpeft.strategies.by_slot import BySlot
+from fedpeft.strategies.cohort import ByProduct
+from fedpeft.strategies.factors import shares_of
+from fedpeft.strategies.lora import Module, modules, rest, scaling
+from fedpeft.strategies.wrapping import After
+
+# They do not care where zero is, in slots that are no LoRA factor; or they say what is done to which slots.
+_SAFE = Mean, Median, TrimmedMean, GeometricMedian, Krum, Bulyan, SeenMean, ByProduct, SubspaceStep, BySlot
+
+
+def merge_adapters(
+    folders: Sequence[Path],
+    strategy: Strategy,
+    weights: Sequence[float] | None = None,
+    *,
+    start: Path | None = None,
+    base: str | None = None,
+    seed: int = 0,
+) -> Merged:
+    """The adapter that a strategy makes of others; the base model is not needed.
+
+    Whole adapters are merged: to the strategy each is a delta from zero. With a start it is what training has changed
+    since then, as in a round. A rule that drops or shrinks what it merges needs a start where slots are whole weights,
+    as a head is; `Merged.doubtful` names them.
+
+    LoRA adapters that differ in rank or alpha alone are merged by strategies that go by products (FlexLoRA, KnOTS,
+    SubspaceStep, and what is done to the outcome of these); the result has the highest rank, or that of
+    `FlexLoRA(rank=...)`, which is taken at its word wherever adapters are whole.
+
+    Each folder is read once to be checked and once for each pass of the strategy. An additive strategy has one adapter
+    and its sums in memory, whatever the number of folders; others say what they hold.
+
+    Args:
+        folders: of the adapters; their order counts where it does for the strategy (OPCM).
+        strategy: merges; not one that needs statistics of a site's data.
+        weights: one for each, > 0; None: all 1.
+        start: the folder of an adapter that all were fine-tuned from.
+        base: the name of the base model of all, where their configs name it differently.
+        seed: of strategies that draw at random.
+
+    Raises:
+        ValueError: the strategy cannot be used here, or a weight is missing or not positive and finite.
+        SpaceError: a folder is not as PEFT writes it, or the adapters do not fit each other; the message says where.
+        FedpeftError: the outcome is not finite.
+    """
+    _check_usable(strategy)
+    sources = survey(folders, weights, start, base)
+    form, wanted = _forms(sources, strategy)
+    sources = replace(sources, form=form)
+    ctx = Context(form.space, sources.start, seed)
+    delta = strategy.merge(sources, ctx)
+    if not torch.isfinite(delta).all():
+        raise FedpeftError(f"{strategy} makes values that are not finite of these adapters; choose another strategy")
+    adapter = form.adapter(ctx.adapter(Update(delta)))
+    if wanted is not form:
+        adapter = wanted.adapter(wanted.fitted(adapter))
+    doubtful = () if start is not None or isinstance(strategy, _SAFE) else whole(form.space)
+    return Merged(adapter, repr(strategy), sources, ctx, delta, doubtful=doubtful)
+
+
+def stack_adapters(
+    folders: Sequence[Path], weights: Sequence[float] | None = None, *, base: str | None = None
+) -> Merged:
+    """The adapter whose LoRA products are exactly the weighted mean of those of others, of any rank and alpha.
+
+    It has all their components beside each other (`fedpeft.strategies.stacked`), so it is as large as all of them
+    together; what is in no product, such as a head, is the weighted mean. In memory are all adapters and the result.
+
+    Args:
+        folders: of LoRA adapters of the same layers.
+        weights: one for each, > 0; None: all 1.
+        base: the name of the base model of all, where their configs name it differently.
+
+    Raises:
+        ValueError: a weight is missing or not positive and finite.
+        SpaceError: a folder is not as PEFT writes it, or the adapters do not fit each other; the message says where.
+    """
+    sources = survey(folders, weights, None, base)
+    form = sources.form.with_ranks({name: sum(ranks) for name, ranks in _ranks(sources).items()})
+    adapters = [sources.read(i) for i in range(len(sources))]
+    vector = torch.zeros(form.space.numel)
+    given = [row.weight for row in sources.rows]
+    for name in rest(form.space):
+        mean = form.space.view(vector, name)
+        for adapter, share in zip(adapters, shares_of(given), strict=True):
+            mean += adapter.space.view(adapter.vector, name) * share
+    for module in modules(form.space):
+        found = stacked([_factors(adapter, module) for adapter in adapters], given, module.scaling)
+        form.space.view(vector, module.b).copy_(found.b)
+        form.space.view(vector, module.a).copy_(found.a)
+    what = "the exact mean of products"
+    return Merged(form.adapter(vector), what, replace(sources, form=form), Context(form.space), vector, exact=True)
+
+
+def _check_usable(strategy: Strategy) -> None:
+    needs = sorted(strategy.needs | getattr(strategy, "given", frozenset()))
+    if needs:
+        raise ValueError(
+            f"{strategy} needs {' and '.join(map(repr, needs))} of somebody's data, which no adapter's folder holds; "
+            "choose a strategy that needs the adapters alone, such as TIES() or FlexLoRA()"
+        )
+
+
+def _forms(sources: Sources, strategy: Strategy) -> tuple[Form, Form]:
+    """In which form adapters are merged, and in which the outcome is given."""
+    form = sources.form
+    rank = strategy.rank if isinstance(strategy, FlexLoRA) and sources.start is None else None
+    if sources.alike and (rank is None or all(module.rank == rank for module in modules(form.space))):
+        return form, form
+    if not sources.alike and not (sources.start is None and _goes_by_products(strategy)):
+        check_alike(sources, _way_out(sources))
+    highest = {name: max(ranks) for name, ranks in _ranks(sources).items()}
+    if rank is None:
+        form = form.with_ranks(highest)
+        return form, form
+    wide = form.with_ranks({name: max(rank, most) for name, most in highest.items()})
+    return wide, form.with_ranks(dict.fromkeys(highest, rank))
+
+
+def _goes_by_products(strategy: Strategy) -> bool:
+    """Whether it merges factors with zeros beside them as it merges those without."""
+    if isinstance(strategy, After):
+        return _goes_by_products(strategy.strategy)
+    return isinstance(strategy, ByProduct | SubspaceStep)
+
+
+def _ranks(sources: Sources) -> Mapping[str, list[int]]:
+    """The ranks that each layer's product has in the adapters.
+
+    Raises:
+        SpaceError: adapters differ in more than rank and alpha.
+    """
+    first, *others = [of_products(row.space, row.folder) for row in sources.rows]
+    for row, space in zip(sources.rows[1:], others, strict=True):
+        try:
+            first.check(space)
+        except SpaceError as error:
+            raise SpaceError(f"{row.folder} does not fit {sources.rows[0].folder}: {error}") from None
+    found: dict[str, list[int]] = {}
+    for row in sources.rows:
+        for module in modules(row.space):
+            found.setdefault(module.name, []).append(module.rank)
+    return found
+
+
+def _way_out(sources: Sources) -> str:
+    try:
+        _ranks(sources)
+    except SpaceError:
+        return ""
+    return (
+        "; adapters of other ranks or alphas are merged by their products: with FlexLoRA(rank=8), or exactly, in as "
+        "many ranks as they have together (--exact)"
+    )
+
+
+def _factors(adapter: Adapter, module: Module) -> Factors:
+    """A layer's factors with the adapter's own scaling, of which PEFT's config knows the patterns' order."""
+    pair = module.factors(adapter.space, adapter.vector)
+    return replace(pair, scaling=scaling(adapter.config, module.name, pair.rank))
