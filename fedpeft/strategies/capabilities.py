@@ -36,11 +36,13 @@ class Capability:
         streams: memory does not grow with the number of clients.
         ternary: merges ternary updates without writing one out.
         sums: is a function of sums over clients.
+        averages: knows updates by their weighted mean alone.
         passes: how often the updates are read in a round, where it is a sum.
-        needs: of each update beyond its delta, or of the context.
+        needs: of each update beyond its delta, or of the context, or of the run.
         anchored: works on adapters, so all updates must have begun at one.
         settles: says where parameters shall be, so the server's optimizer is SGD(lr=1.0).
         least: the fewest updates that it merges.
+        runs: merges in a run, and not only adapters at hand.
     """
 
     strategy: str
@@ -48,11 +50,13 @@ class Capability:
     streams: str
     ternary: str
     sums: str
+    averages: str
     passes: str
     needs: str
     anchored: str
     settles: str
     least: str
+    runs: str
 
 
 def capabilities() -> tuple[Capability, ...]:
@@ -80,11 +84,13 @@ def _row(name: str, kind: Callable[..., Strategy]) -> Capability:
         streams=_told(kind, lambda strategy: strategy.streaming),
         ternary=_told(kind, lambda strategy: strategy.ternary),
         sums=_told(kind, lambda strategy: strategy.additive),
+        averages=_told(kind, lambda strategy: strategy.averaging),
         passes=_told(kind, lambda strategy: strategy.passes, [inside for inside in _INSIDE if inside.additive]),
         needs=_needs(kind),
         anchored=_told(kind, lambda strategy: strategy.anchored),
         settles=_told(kind, lambda strategy: strategy.settles),
         least=_told(kind, lambda strategy: strategy.least),
+        runs=_told(kind, lambda strategy: not strategy.offline),
     )
 
 
@@ -139,7 +145,7 @@ def _choices(strategy: Strategy) -> Iterator[tuple[str, Strategy]]:
 
 
 def _needs(kind: Callable[..., Strategy]) -> str:
-    """Statistics, when they are asked for, what must be given, and whether sites train in every round."""
+    """Statistics, when they are asked for, what must be given or set, and whether sites train in every round."""
     strategy = _made(kind)
     own = strategy.needs
     found = [f"`{name}`{_when(name in strategy.asks(number) for number in _ROUNDS)}" for name in sorted(own)]
@@ -147,6 +153,8 @@ def _needs(kind: Callable[..., Strategy]) -> str:
         if other.needs != own:
             found.append(" and ".join(f"`{name}`" for name in sorted(other.needs)) + f" with `{choice}`")
     found += [f'`told["{name}"]`' for name in sorted(getattr(strategy, "given", ()))]
+    if strategy.scores:
+        found.append("`training.supermask`")
     if not all(strategy.trains(number) for number in _ROUNDS):
         found.append("no training" + _when(not strategy.trains(number) for number in _ROUNDS))
     if _wraps(kind):

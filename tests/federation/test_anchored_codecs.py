@@ -10,6 +10,7 @@ from fedpeft import ranking
 from fedpeft.codecs import ErrorFeedback, Identity, PublicSupport, Ranks, Ternary, Uniform, per_slot
 from fedpeft.federation import Journal, Plan, ServerOptimizer, messages
 from fedpeft.strategies import Mean, RankVote, Strategy
+from fedpeft.training import Settings
 from tests.federation import world
 from tests.federation.world import SPACE, Tampering
 
@@ -118,7 +119,8 @@ def _whole(run):
 @pytest.mark.parametrize("broadcast", [Ranks(), Identity("float16")], ids=repr)
 def test_rank_votes_travel_as_rankings(tmp_path: Path, broadcast) -> None:
     optimizer = ServerOptimizer("SGD(lr=1.0)")
-    plan = Plan(rounds=4, codec=Ranks(), broadcast=broadcast, strategy=RankVote(), optimizer=optimizer)
+    scores = Settings(supermask=0.5)
+    plan = Plan(4, codec=Ranks(), broadcast=broadcast, strategy=RankVote(), optimizer=optimizer, settings=scores)
     transport = Tampering(world.clients(tmp_path / "sites"))
     with Journal(tmp_path / "journal") as journal:
         server = world.server(plan, transport, journal)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.linalg import LinAlgError
 
 from fedpeft import codecs, strategies, wire
 from fedpeft._proto import federation_pb2 as pb
-from fedpeft.codecs import Budget, Context, ErrorFeedback, Fragments, Identity, Ternary, Uniform
-from fedpeft.errors import JournalError, QuorumError, RunError, SiteError
-from fedpeft.federation import Client, ClientStore, Event, Journal, Plan, Server, ServerOptimizer, messages
+from fedpeft.codecs import Budget, Context, ErrorFeedback, Fragments, Identity, Ternary, Turns, Uniform
+from fedpeft.errors import Defect, JournalError, PayloadError, QuorumError, RunError, SiteError
+from fedpeft.federation import Client, ClientStore, Event, Happening, Journal, Plan, Server, ServerOptimizer, messages
 from fedpeft.runtime.memory import MemoryTransport
 from fedpeft.space import Slot, Space
 from fedpeft.training import Settings
@@ -486,13 +487,40 @@ def test_fedavg_is_sgd_with_learning_rate_one() -> None:
     assert torch.equal(moved, START + 1)
 
 
-def test_a_step_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    plan = Plan(rounds=3, optimizer=ServerOptimizer("SGD(lr=1e6)"))
-    with (
-        Journal(tmp_path / "journal") as journal,
-        pytest.raises(RunError, match="beyond the range of fp16; lower the learning rates"),
-    ):
-        list(world.server(plan, MemoryTransport(world.clients(None)), journal).run())
+def test_steps_that_are_out_of_range_are_left_out_and_three_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    plan, events = Plan(rounds=9, optimizer=ServerOptimizer("SGD(lr=1e6)")), []
+    with Journal(tmp_path / "journal") as journal:
+        transport = MemoryTransport(world.clients(None))
+        server = Server(plan, SPACE, START, transport, journal, watch=events.append)
+        with pytest.raises(RunError, match="3 rounds in a row were left out: .* fp16; lower the learning rates"):
+            list(server.run())
+        rows = server.history()
+    assert torch.equal(server.state.vector, START) and server.state.round == 3
+    assert all("beyond the range of fp16" in row["left_out"] and row["product_error"] is None for row in rows)
+    alarms = [event for event in events if event.kind is Happening.ALARM]
+    assert [event.round for event in alarms] == [1, 2, 3] and "was left out" in str(alarms[0].facts["why"])
+
+
+@pytest.mark.parametrize("error", [LinAlgError("singular"), PayloadError(Defect.NON_FINITE, "infinity")], ids=repr)
+def test_a_merge_that_fails_costs_its_round_and_the_run_can_be_taken_up(tmp_path: Path, error: Exception) -> None:
+    class Failing(strategies.Mean):
+        def merge(self, updates, ctx):
+            if ctx.round == 2:
+                raise error
+            return super().merge(updates, ctx)
+
+    plan = replace(LOSSLESS, strategy=Failing())
+    vectors = []
+    for folder, stops in (("whole", (4,)), ("parts", (1, 2, 4))):
+        transport = MemoryTransport(world.clients(tmp_path / folder))
+        for stop in stops:
+            with Journal(tmp_path / folder / "journal") as journal:
+                server = world.server(plan, transport, journal)
+                while server.state.round < stop:
+                    next(server.run())
+        vectors.append(server.state.vector)
+        assert [bool(row["left_out"]) for row in server.history()] == [False, True, False, False]
+    assert torch.equal(*vectors) and not torch.equal(vectors[0], START)
 
 
 def test_payloads_name_round_client_and_codec(tmp_path: Path) -> None:
@@ -660,6 +688,46 @@ def test_a_strategy_that_does_not_fit_the_plan_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="merges at least 5 updates, and 3 are asked for"):
         replace(PLAN, strategy=OfFive(), sites=3)
     assert Plan(rounds=1, quorum=0.1, strategy=OfFive()).needed(10) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategy": strategies.FLTrust()}, "cannot merge in a run: it needs a delta trained on data that the server"),
+        ({"strategy": strategies.TIES(weights="peft")}, "cannot merge in a run: weights='peft' multiplies each update"),
+        ({"strategy": strategies.Scaled(strategies.FLTrust(), 2.0)}, "cannot merge in a run"),
+        ({"strategy": strategies.FlexLoRA(), "optimizer": ServerOptimizer("Adam(lr=0.1)")}, "would go elsewhere"),
+        ({"strategy": strategies.RidgeHead(strategies.Mean()), "optimizer": ServerOptimizer("SGD(lr=2.0)")}, "Scaled"),
+        ({"strategy": strategies.RankVote()}, "merges the scores of a supermask; set training.supermask"),
+        ({"strategy": strategies.FlexLoRA(), "settings": Settings(supermask=0.5)}, "set supermask: 0"),
+    ],
+)
+def test_what_a_strategy_declares_is_held_against_the_plan(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(PLAN, **change)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "codec", "message"),
+    [
+        (strategies.by_slot({"nope": strategies.Mean()}, default=strategies.Mean()), Identity(), "'nope' fits no slot"),
+        (
+            strategies.by_slot({"head": strategies.RegMean()}, default=strategies.Mean()),
+            Identity(),
+            "'gram' is of the B",
+        ),
+        (
+            strategies.FlexLoRA(),
+            Turns(Identity(), ("lora_B", "lora_A")),
+            r"says where '[\w.]+lora_A[\w.]*' shall be, which Turns.* does not carry in round 1",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_space_is_said_before_the_first_round(tmp_path: Path, strategy, codec, message) -> None:
+    slots = [Slot(f"q.lora_{ab}.weight", shape, f"lora_{ab}") for ab, shape in (("A", (2, 4)), ("B", (3, 2)))]
+    space = Space((*slots, Slot("score.weight", (2, 3), "head")))
+    with Journal(tmp_path / "journal") as journal, pytest.raises(ValueError, match=message):
+        Server(Plan(4, strategy=strategy, codec=codec), space, torch.zeros(space.numel), MemoryTransport({}), journal)
 
 
 def test_a_strategy_that_is_no_sum_reads_the_counted_updates_as_a_sequence(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""What a strategy declares is what it does; that sums are sums is proven in `test_sums`."""
+"""What a strategy declares is what it does; `test_sums` proves that sums are sums, `test_averaging` that means do."""
 
 import gc
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from fedpeft.federation.optimizer import ServerOptimizer
 from fedpeft.federation.plan import Plan
 from fedpeft.strategies import NAMES, Context, Krum, RankAllocation, Scaled, capabilities, columns, parse
 from fedpeft.ternary import TernaryDelta
+from fedpeft.training import Settings
 from tests.codecs.examples import without_type_checks
 from tests.strategies.examples import EXAMPLES, SPACE, START, context, updates
 
@@ -131,21 +133,36 @@ def test_where_updates_began_matters_to_those_that_say_so(strategy):
 
 
 @every_strategy
-def test_it_says_where_a_parameter_shall_be_or_where_it_shall_move(strategy):
-    """With the same deltas everything moves with the start, but for what is settled."""
+def test_it_says_where_parameters_shall_be_or_where_they_shall_move(strategy):
+    """With the same deltas every slot moves as far as the start does, but for those that are settled."""
     ctx, cohort = context(strategy), updates(9)
     here, there = (start + strategy.merge(cohort, replace(ctx, start=start)) for start in (START, START + 3))
-    assert bool(((here - there).abs() < 1e-5).any()) == strategy.settles
+    moved = SPACE.tensors(there - here)
+    settled = {name for name, way in moved.items() if way.numel() and not torch.allclose(way, torch.tensor(3.0))}
+    assert settled == strategy.settled(SPACE) - {name for name, way in moved.items() if not way.numel()}
+    assert bool(settled) == strategy.settles
 
 
 @every_strategy
-def test_a_plan_has_the_server_go_all_the_way_where_parameters_are_settled(strategy):
-    Plan(rounds=1, strategy=strategy, optimizer=ServerOptimizer("SGD(lr=1.0)"))
+def test_a_plan_takes_it_with_what_it_asks_for_alone(strategy):
+    settings = Settings(supermask=0.5 if strategy.scores else 0.0)
+    plans = {lr: partial(Plan, 1, strategy=strategy, optimizer=ServerOptimizer(f"SGD(lr={lr})")) for lr in (0.5, 1.0)}
+    if strategy.offline:
+        with pytest.raises(ValueError, match="cannot merge in a run"):
+            plans[1.0](settings=settings)
+        return
+    plans[1.0](settings=settings)
     if strategy.settles:
         with pytest.raises(ValueError, match="says where parameters shall be"):
-            Plan(rounds=1, strategy=strategy, optimizer=ServerOptimizer("SGD(lr=0.5)"))
+            plans[0.5](settings=settings)
     else:
-        Plan(rounds=1, strategy=strategy, optimizer=ServerOptimizer("SGD(lr=0.5)"))
+        plans[0.5](settings=settings)
+    if strategy.scores:
+        with pytest.raises(ValueError, match="merges the scores of a supermask"):
+            plans[1.0]()
+    if strategy.anchored:
+        with pytest.raises(ValueError, match="with buffer: 2 they do not"):
+            plans[1.0](settings=settings, buffer=2)
 
 
 @every_strategy
@@ -166,7 +183,7 @@ def test_what_the_table_says_of_arguments_is_so():
     rows = {row.strategy: row for row in capabilities.capabilities()}
     assert (rows["GeometricMedian"].passes, rows["CentredClip"].passes) == ("`iterations` + 1", "`iterations`")
     assert (rows["Krum"].least, rows["Consensus"].least) == ("2 `byzantine` + 3", "`agree`")
-    assert rows["TIES"].ternary == 'yes, no with `weights="peft"`'
+    assert rows["TIES"].ternary == rows["TIES"].runs == 'yes, no with `weights="peft"`'
     assert rows["RidgeHead"].needs == "`head` once in 4 rounds, no training once in 4 rounds, as inside"
     assert (rows["DARE"].sums, rows["DARE"].ternary, rows["RidgeHead"].settles) == ("as inside", "no", "yes")
 
