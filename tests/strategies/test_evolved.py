@@ -20,6 +20,7 @@ def merged(cohort, weights, strategy=Mean()):  # noqa: B008
 
 
 @pytest.mark.parametrize(("method", "evaluations", "near"), [("model", 150, 1e-3), ("evolution", 3000, 0.03)])
+@without_type_checks()
 def test_the_best_weights_of_a_quadratic_are_found(method, evaluations, near):
     cohort, best = updates(4), (0.4, 0.3, 0.2, 0.1)
     found = optimise_weights(cohort, CTX, distance(merged(cohort, best)), evaluations=evaluations, method=method)

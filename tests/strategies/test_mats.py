@@ -52,6 +52,7 @@ def test_each_iterate_is_scipys(metric, iterations, clients):
 
 
 @pytest.mark.parametrize(("clients", "metric"), [*((n, m) for n in (1, 3) for m in METRICS), (128, "both")])
+@without_type_checks()
 def test_run_to_the_end_it_solves_the_system(metric, clients):
     updates = cohort(clients)
     found = SPACE.tensors(MaTS(80, metric).merge(updates, Context(SPACE)))
