@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedpeft.config import Experiment
 from fedpeft.federation import Client, ClientStore
-from fedpeft.federation.client import ClientState
+from fedpeft.federation.client_state import ClientState
 from fedpeft.preparation import Prepared
 from fedpeft.run import Connect
 from fedpeft.runtime.memory import MemoryTransport

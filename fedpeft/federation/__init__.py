@@ -1,6 +1,7 @@
 """Rounds: a client, a server, and the journal between what was decided and what takes effect."""
 
-from fedpeft.federation.client import Client, ClientStore
+from fedpeft.federation.client import Client
+from fedpeft.federation.client_state import ClientStore
 from fedpeft.federation.events import Event, Happening, Watch, everyone, unwatched
 from fedpeft.federation.journal import Journal
 from fedpeft.federation.optimizer import ServerOptimizer

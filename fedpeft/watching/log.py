@@ -32,7 +32,8 @@ _FACTS: Mapping[Happening, tuple[str, ...]] = {
     Happening.FAILED: ("why",),
     Happening.COMMITTED: (
         *("loss", "accuracy", "train_loss", "learning_rate", "up_bytes", "down_bytes", "counted", "refused"),
-        "product_error", "left_out",
+        "product_error",
+        "left_out",
         *("train_s", "encode_s", "fold_s", "evaluate_s", "round_s"),
     ),
     Happening.FINISHED: (),
