@@ -45,6 +45,11 @@ class BySlot(Additive):
         return all(strategy.streaming for strategy in self._all)
 
     @property
+    def averaging(self) -> bool:  # type: ignore[override]
+        """Whether all of them know updates by their mean alone."""
+        return all(strategy.averaging for strategy in self._all)
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """What any of them takes of an update beyond its delta."""
         return frozenset[str]().union(*(strategy.needs for strategy in self._all))

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedpeft.space import Space
 from fedpeft.strategies.base import Context, Strategy, Update, check, check_number
 from fedpeft.strategies.factors import Factors, shares_of
-from fedpeft.strategies.lora import Module, modules, products_of
+from fedpeft.strategies.lora import Module, check_products, modules, products_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,14 @@ class ByProduct(Strategy):
 
     anchored = True
     settles = True
+
+    def check_space(self, space: Space) -> None:
+        """Pass where there are products to merge.
+
+        Raises:
+            ValueError: there are none.
+        """
+        check_products(self, space)
 
     def settled(self, space: Space) -> frozenset[str]:
         """Both factors of each product: one without the other would be half of it."""

@@ -11,7 +11,7 @@ from fedpeft.strategies.base import Additive, Broadcast, Context, Summands, Upda
 from fedpeft.strategies.cohort import write
 from fedpeft.strategies.drawing import Part, stream_of
 from fedpeft.strategies.factors import Spectrum
-from fedpeft.strategies.lora import Module, modules, products_of, rest
+from fedpeft.strategies.lora import Module, check_products, modules, products_of, rest
 
 _WEIGHT = "weight of all"
 
@@ -34,6 +34,14 @@ class SubspaceStep(Additive):
 
     anchored = True
     settles = True
+
+    def check_space(self, space: Space) -> None:
+        """Pass where there are products to merge.
+
+        Raises:
+            ValueError: there are none.
+        """
+        check_products(self, space)
 
     def settled(self, space: Space) -> frozenset[str]:
         """Both factors of each product."""
