@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedpeft.errors import ConfigError
 from fedpeft.strategies.base import Context, Strategy, Update, check_number
 from fedpeft.strategies.mean import Mean
 
@@ -155,8 +156,10 @@ def _proportions(log_weights: NDArray[np.float64]) -> tuple[float, ...]:
 
 def _minimise(search: "_Search", n: int, method: str, seed: int) -> None:
     """Let SciPy ask until all evaluations are spent, or it finds nothing better."""
-    from scipy import optimize  # type: ignore[import-untyped]
-
+    try:
+        from scipy import optimize
+    except ImportError:
+        raise ConfigError("optimising weights needs SciPy: pip install 'fedpeft[search]'") from None
     bounds = [(-_SPAN / 2, _SPAN / 2)] * n
     if method == "model":
         options = {"maxfev": 10**6, "initial_tr_radius": 1.0, "final_tr_radius": 1e-6}
