@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import pairwise
 from math import prod
@@ -33,6 +34,10 @@ class Slot:
     def numel(self) -> int:
         """Number of parameters."""
         return prod(self.shape)
+
+    def fits(self, pattern: str) -> bool:
+        """Whether it is meant by a role, or by a pattern of names with `*`."""
+        return pattern == self.role or fnmatchcase(self.name, pattern)
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.shape} ({self.role})"
@@ -128,6 +133,27 @@ class Space:
     def subspace(self, names: Iterable[str]) -> "Space":
         """The space of only these slots."""
         return Space(tuple(self.slots[self._index[name]] for name in names), self.config, self.base)
+
+    def groups(self, patterns: Sequence[str]) -> "tuple[Space | None, ...]":
+        """The spaces of the slots that fit each pattern and no earlier one, and of those that fit none.
+
+        >>> space = Space(tuple(Slot(name, (1,), role) for name, role in (("a", "head"), ("b", "lora_A"))))
+        >>> [group and group.slots[0].name for group in space.groups(["head", "*.weight"])]
+        ['a', None, 'b']
+        """
+        names: list[list[str]] = [[] for _ in (*patterns, "")]
+        for slot in self.slots:
+            names[next((i for i, p in enumerate(patterns) if slot.fits(p)), len(patterns))].append(slot.name)
+        return tuple(self.subspace(found) if found else None for found in names)
+
+    def take(self, vector: Float[Tensor, " d"], group: "Space") -> Float[Tensor, " g"]:
+        """The part of a flat vector that a group of the slots has, in the group's own order."""
+        return torch.cat([self.view(vector, slot.name).reshape(-1) for slot in group.slots])
+
+    def put(self, part: Float[Tensor, " g"], group: "Space", vector: Float[Tensor, " d"]) -> None:
+        """Write what a group of the slots has to its place in a flat vector."""
+        for slot in group.slots:
+            self.view(vector, slot.name).copy_(group.view(part, slot.name))
 
     def check(self, other: "Space") -> None:
         """Pass when `other` is this very space.

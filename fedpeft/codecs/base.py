@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -170,12 +169,8 @@ class Context:
             group: some of its slots.
             number: of the group, in [1, 1024).
         """
-        start, before = (x if x is None else _gathered(x, space, group) for x in (self.start, self.before))
+        start, before = (x if x is None else space.take(x, group) for x in (self.start, self.before))
         return replace(self, part=1024 * self.part + number, start=start, before=before)
-
-
-def _gathered(vector: Float[Tensor, " d"], space: Space, group: Space) -> Float[Tensor, " g"]:
-    return torch.cat([space.view(vector, slot.name).reshape(-1) for slot in group.slots])
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import lru_cache
 
 import torch
@@ -118,8 +117,7 @@ class PerSlot(Codec):
         """Encode each group of slots in its own space."""
         parts = {}
         for i, codec, group in self._groups(space):
-            gathered = torch.cat([space.view(delta, slot.name).reshape(-1) for slot in group.slots])
-            encoded = codec.encode(gathered, group, ctx.inside(space, group, i + 1))
+            encoded = codec.encode(space.take(delta, group), group, ctx.inside(space, group, i + 1))
             parts.update({f"{i}.{name}": part for name, part in encoded.items()})
         return parts
 
@@ -129,8 +127,7 @@ class PerSlot(Codec):
         for i, codec, group in self._groups(space):
             own = {name: parts[f"{i}.{name}"] for name in codec.layout(group)}
             vector = codec.decode(own, group, ctx.inside(space, group, i + 1))
-            for slot in group.slots:
-                space.view(delta, slot.name).copy_(group.view(vector, slot.name))
+            space.put(vector, group, delta)
         return delta
 
     def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
@@ -148,20 +145,15 @@ class PerSlot(Codec):
 @lru_cache(maxsize=64)
 def _grouped(codec: PerSlot, space: Space) -> tuple[tuple[int, Codec, Space], ...]:
     """Number, codec and space of every group that has a slot; a slot belongs to the first pattern that fits."""
-    choices = [*codec.rules, ("*", codec.default)]
-    names: list[list[str]] = [[] for _ in choices]
-    for slot in space.slots:
-        first = next(
-            i for i, (pattern, _) in enumerate(choices) if fnmatchcase(slot.name, pattern) or pattern == slot.role
-        )
-        names[first].append(slot.name)
-    for (pattern, _), found in zip(codec.rules, names, strict=False):
-        if not found:
+    groups = space.groups([pattern for pattern, _ in codec.rules])
+    for (pattern, _), group in zip(codec.rules, groups, strict=False):
+        if group is None:
             raise ValueError(
                 f"per_slot: the pattern {pattern!r} fits no slot that an earlier one left, of "
                 f"{[slot.name for slot in space.slots][:3]} and {max(0, len(space.slots) - 3)} more"
             )
-    return tuple((i, choices[i][1], space.subspace(found)) for i, found in enumerate(names) if found)
+    choices = (*(inner for _, inner in codec.rules), codec.default)
+    return tuple((i, choice, group) for i, (choice, group) in enumerate(zip(choices, groups, strict=True)) if group)
 
 
 def per_slot(rules: Mapping[str, Codec], *, default: Codec) -> Codec:

@@ -61,8 +61,7 @@ class Partial(Codec):
         if len(wrong := torch.isfinite(delta).logical_not().nonzero()):
             raise ValueError(f"coordinate {int(wrong[0])} of the delta is not finite")
         piece = self._piece(space, ctx)
-        gathered = torch.cat([space.view(delta, slot.name).reshape(-1) for slot in piece.slots])
-        parts = self.codec.encode(gathered, piece, ctx.inside(space, piece, _INNER))
+        parts = self.codec.encode(space.take(delta, piece), piece, ctx.inside(space, piece, _INNER))
         return {name: parts[name] if name in parts else empty(field) for name, field in self.layout(space).items()}
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from fedpeft.codecs.partial import Partial
-from fedpeft.space import Slot, Space
+from fedpeft.space import Space
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class Turns(Partial):
     A slot that no group names is never sent, so it stays as it began.
 
     >>> from fedpeft.codecs import Context, Identity
+    >>> from fedpeft.space import Slot
     >>> space = Space(tuple(Slot(f"0.{role}", (1,), role) for role in ("head", "lora_A", "lora_B")))
     >>> turns = Turns(Identity(), ("lora_B head", "lora_A head"))
     >>> [slot.role for slot in turns.carried(space, Context(round=2)).slots]
@@ -56,13 +56,9 @@ class Turns(Partial):
 def _named(space: Space, groups: tuple[str, ...]) -> tuple[Space, ...]:
     pieces = []
     for group in groups:
-        found = [slot.name for slot in space.slots if _is_in(slot, group)]
+        found = [slot.name for slot in space.slots if any(slot.fits(pattern) for pattern in group.split())]
         if not found:
             roles = sorted({slot.role for slot in space.slots})
             raise ValueError(f"Turns: {group!r} names no slot of this adapter, whose roles are {roles}")
         pieces.append(space.subspace(found))
     return tuple(pieces)
-
-
-def _is_in(slot: Slot, group: str) -> bool:
-    return any(pattern == slot.role or fnmatchcase(slot.name, pattern) for pattern in group.split())

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import overload
 
@@ -146,8 +145,7 @@ class BySlot(Additive):
     def _together(self, found: Mapping[str, Tensor], ctx: Context) -> Float[Tensor, " d"]:
         merged = torch.empty(ctx.space.numel)
         for i, _, group in _grouped(self, ctx.space):
-            for slot in group.slots:
-                ctx.space.view(merged, slot.name).copy_(group.view(found[str(i)], slot.name))
+            ctx.space.put(found[str(i)], group, merged)
         return merged
 
 
@@ -177,20 +175,15 @@ def by_slot(rules: Mapping[str, Strategy], *, default: Strategy) -> Strategy:
 @lru_cache(maxsize=64)
 def _grouped(strategy: BySlot, space: Space) -> tuple[tuple[int, Strategy, Space], ...]:
     """Number, strategy and space of every group that has a slot; a slot belongs to the first pattern that fits."""
-    choices = [*strategy.rules, ("*", strategy.default)]
-    names: list[list[str]] = [[] for _ in choices]
-    for slot in space.slots:
-        first = next(
-            i for i, (pattern, _) in enumerate(choices) if fnmatchcase(slot.name, pattern) or pattern == slot.role
-        )
-        names[first].append(slot.name)
-    for (pattern, _), found in zip(strategy.rules, names, strict=False):
-        if not found:
+    groups = space.groups([pattern for pattern, _ in strategy.rules])
+    for (pattern, _), group in zip(strategy.rules, groups, strict=False):
+        if group is None:
             raise ValueError(
                 f"by_slot: the pattern {pattern!r} fits no slot that an earlier one left, of "
                 f"{[slot.name for slot in space.slots][:3]} and {max(0, len(space.slots) - 3)} more"
             )
-    return tuple((i, choices[i][1], space.subspace(found)) for i, found in enumerate(names) if found)
+    choices = strategy._all
+    return tuple((i, choice, group) for i, (choice, group) in enumerate(zip(choices, groups, strict=True)) if group)
 
 
 def _sum(strategy: Strategy) -> Additive:
@@ -205,23 +198,19 @@ def _named(tensors: Summands, group: int) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _gathered(vector: Float[Tensor, " d"], space: Space, group: Space) -> Float[Tensor, " g"]:
-    return torch.cat([space.view(vector, slot.name).reshape(-1) for slot in group.slots])
-
-
 def _inside(ctx: Context, number: int, group: Space) -> Context:
     """What a group's updates are merged into."""
-    start = None if ctx.start is None else _gathered(ctx.start, ctx.space, group)
+    start = None if ctx.start is None else ctx.space.take(ctx.start, group)
     return replace(ctx, space=group, start=start, told=_named(ctx.told, number))
 
 
 def _part(update: Update, ctx: Context, strategy: Strategy, group: Space) -> Update:
     """A group's share of an update, with the statistics that its strategy asks for."""
     statistics = {
-        name: _gathered(update.statistics[name], statistic_space(name, ctx.space), statistic_space(name, group))
+        name: statistic_space(name, ctx.space).take(update.statistics[name], statistic_space(name, group))
         for name in sorted(strategy.asks(ctx.round))
     }
-    return replace(update, sent=_gathered(update.delta, ctx.space, group), statistics=statistics)
+    return replace(update, sent=ctx.space.take(update.delta, group), statistics=statistics)
 
 
 class _Parts(Sequence[Update]):
