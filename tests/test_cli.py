@@ -150,3 +150,13 @@ def test_help_is_quick_and_names_the_commands(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "simulate" in done.stdout
     assert "inspect" in done.stdout
+
+
+def test_a_step_that_is_left_out_is_said(tmp_path: Path) -> None:
+    raw = tiny.experiment(tmp_path, rounds=5, server_optimizer="SGD(lr=1e9)")
+    (tmp_path / "wild.yaml").write_text(yaml.safe_dump(raw))
+    done = fedpeft("simulate", "wild.yaml", "--set", "training.local_steps=2", folder=tmp_path)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1
+    assert "server: the step of round 1 was left out: the adapter went beyond the range of fp16" in said
+    assert "3 rounds in a row were left out" in said

@@ -50,13 +50,15 @@ class View:
             self._live.update(self._table(), refresh=True)
 
     def watch(self, event: "Event") -> None:
-        """A reply came."""
-        if event.kind not in ("counted", "refused"):
+        """A reply came, or something is wrong."""
+        if event.kind not in ("counted", "refused", "alarm"):
             return
-        self._progress.advance(self._task)
-        if event.kind == "refused":
+        if event.kind != "alarm":
+            self._progress.advance(self._task)
+        if event.kind != "counted":
             console = self._live.console if self._live else out
-            console.print(one_line(f"{event.node}: {event.facts['why']}", 2000), style="yellow", markup=False)
+            why = one_line(f"{event.node or 'server'}: {event.facts['why']}", 2000)
+            console.print(why, style="red" if event.kind == "alarm" else "yellow", markup=False)
         if self._live:
             self._live.update(self._table())
 
