@@ -97,9 +97,9 @@ class TIES(Additive):
     @property
     def offline(self) -> str:
         """PEFT's weights are factors, and a run's are numbers of examples."""
-        return "weights='peft' multiplies each update by its weight, which is a number of examples" * (
-            self.weights == "peft"
-        )
+        if self.weights != "peft":
+            return ""
+        return "weights='peft' multiplies each update by its weight, which is a number of examples"
 
     def lift(self, update: Update, ctx: Context) -> Summands:
         """Positive and negative parts of what a trim leaves, and whose they are."""
