@@ -124,7 +124,7 @@ class Server:
         current.collect()
         closed = time.perf_counter()
         accepted = current.accepted
-        vector, optimizer, error, left_out = self._step(current)
+        vector, optimizer, merged, left_out = self._step(current)
         state = replace(
             self.state,
             round=current.number,
@@ -137,6 +137,7 @@ class Server:
         folded = time.perf_counter()
         scores = self._scores(vector)
         ended = time.perf_counter()
+        error = None if merged is None else current.product_error(merged)
         seconds = {"fold_s": folded - closed, "evaluate_s": ended - folded, "round_s": ended - began}
         metrics = (
             self._metrics(current.number, accepted, scores) | {"product_error": error, "left_out": left_out} | seconds
@@ -148,8 +149,8 @@ class Server:
             )
         return metrics
 
-    def _step(self, current: Round) -> tuple[Float[Tensor, " d"], dict[str, Tensor], float | None, str]:
-        """The adapter and the optimizer's state after a round, its product error, and why its step was left out.
+    def _step(self, current: Round) -> tuple[Float[Tensor, " d"], dict[str, Tensor], Float[Tensor, " d"] | None, str]:
+        """The adapter and the optimizer's state after a round, the merged delta, and why the step was left out.
 
         What sites sent passed every check and is in the journal; a merge that fails would fail again whenever the run
         is taken up. One round is lost instead, and said to be.
@@ -163,7 +164,7 @@ class Server:
                 self._carried({record["base"] for record in current.accepted}),
             )
             if (vector.abs() <= broadcast.LARGEST).all():
-                return vector, optimizer, current.product_error(merged), ""
+                return vector, optimizer, merged, ""
             why = "the adapter went beyond the range of fp16"
         except (LinAlgError, PayloadError) as error:
             why = f"the updates cannot be merged: {error}"

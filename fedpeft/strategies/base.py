@@ -174,11 +174,7 @@ class Additive(Strategy):
         Override it where the summands need not be made one by one.
         """
         for update in updates:
-            for name, summand in self.lift(update, ctx).items():
-                if name in total:
-                    total[name] += summand
-                else:
-                    total[name] = summand.to(torch.float64, copy=True)
+            add(total, self.lift(update, ctx))
 
     def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
         """Fold the updates, once for each pass."""
@@ -223,11 +219,7 @@ class Fold:
         """
         if (other.strategy, other.ctx.space) != (self.strategy, self.ctx.space):
             raise ValueError(f"cannot add a total of {other.strategy} to one of {self.strategy}, or of another space")
-        for name, summand in other.total.items():
-            if name in self.total:
-                self.total[name] += summand
-            else:
-                self.total[name] = summand.clone()
+        add(self.total, other.total)
 
     def finalize(self) -> Float[Tensor, " d"] | Broadcast:
         """The merged delta, or what the next pass is told.
@@ -238,6 +230,15 @@ class Fold:
         if not self.total:
             raise ValueError("there is nothing to merge: no client contributed")
         return self.strategy.finalize(self.total, self.ctx)
+
+
+def add(total: dict[str, Tensor], summands: Summands) -> None:
+    """Add summands to a total that is empty or has their names; the total shares no memory with them."""
+    for name, summand in summands.items():
+        if name in total:
+            total[name] += summand
+        else:
+            total[name] = summand.to(torch.float64, copy=True)
 
 
 def check_number(strategy: Strategy, updates: Sequence[Update]) -> None:

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.space import Space
-from fedpeft.strategies.base import Context, Strategy, Update, check, check_number
+from fedpeft.strategies.base import Context, Update, check, check_number
 from fedpeft.strategies.factors import Factors, shares_of
-from fedpeft.strategies.lora import Module, check_products, modules, products_of
+from fedpeft.strategies.lora import Module, modules
+from fedpeft.strategies.of_products import OfProducts
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Cohort:
         return None if self.ctx.start is None else module.factors(self.ctx.space, self.ctx.start)
 
 
-class ByProduct(Strategy):
+class ByProduct(OfProducts):
     """A strategy that gives every layer's LoRA new factors; all other slots get the weighted mean.
 
     The factors of one product are not unique: (B, A) and (B G, G^-1 A) are one adapter. What is merged is the product,
@@ -60,21 +60,6 @@ class ByProduct(Strategy):
 
     Memory: all adapters in float32, and one layer's in float64.
     """
-
-    anchored = True
-    settles = True
-
-    def check_space(self, space: Space) -> None:
-        """Pass where there are products to merge.
-
-        Raises:
-            ValueError: there are none.
-        """
-        check_products(self, space)
-
-    def settled(self, space: Space) -> frozenset[str]:
-        """Both factors of each product: one without the other would be half of it."""
-        return products_of(space)
 
     @abstractmethod
     def products(self, cohort: Cohort) -> Iterator[tuple[Module, Factors]]:

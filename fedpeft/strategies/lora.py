@@ -80,20 +80,6 @@ def products_of(space: Space) -> frozenset[str]:
     return frozenset(name for module in modules(space) for name in (module.a, module.b))
 
 
-def check_products(strategy: object, space: Space) -> None:
-    """Pass where a space has LoRA products for a strategy to merge.
-
-    Raises:
-        ValueError: it has none, or only one factor of each.
-    """
-    if not modules(space):
-        roles = ", ".join(sorted({slot.role for slot in space.slots}))
-        raise ValueError(
-            f"{strategy} merges products B A of LoRA, and these slots ({roles}) hold no pair of linear factors; give "
-            "it both, as by_slot's '*.lora_*' does, or take a strategy of deltas"
-        )
-
-
 def factors(space: Space, vector: Float[Tensor, " d"], config: Mapping[str, Any] | None = None) -> dict[str, Factors]:
     """The factors of a whole adapter by layer, with the scaling: what adapters of several ranks are merged from.
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.space import Slot, Space
-from fedpeft.strategies.base import Broadcast, Context, Summands, Update, check
+from fedpeft.strategies.base import Broadcast, Context, Summands, Update, add, check
 from fedpeft.strategies.statistics import head_slots, statistic_space
 from fedpeft.strategies.wrapping import Wrapper
 
@@ -96,8 +96,7 @@ class RidgeHead(Wrapper):
         self._sum.accumulate(total, updates, ctx)
         if "head" in self.asks(ctx.round):
             for update in updates:
-                for name, summand in self._sums(update).items():
-                    total[name] = total[name] + summand if name in total else summand
+                add(total, self._sums(update))
 
     def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"] | Broadcast:
         """The inner outcome; in it, once it is a delta, the head."""
@@ -115,8 +114,7 @@ class RidgeHead(Wrapper):
             return merged
         for update in updates:
             check([update], ctx, {"head"})
-            for name, summand in self._sums(update).items():
-                total[name] = total[name] + summand if name in total else summand
+            add(total, self._sums(update))
         return self._with_head(merged, total, ctx)
 
     def _sums(self, update: Update) -> dict[str, Tensor]:

@@ -6,18 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.space import Space
 from fedpeft.strategies.base import Additive, Broadcast, Context, Summands, Update
 from fedpeft.strategies.cohort import write
 from fedpeft.strategies.drawing import Part, stream_of
 from fedpeft.strategies.factors import Spectrum
-from fedpeft.strategies.lora import Module, check_products, modules, products_of, rest
+from fedpeft.strategies.lora import Module, modules, rest
+from fedpeft.strategies.of_products import OfProducts
 
 _WEIGHT = "weight of all"
 
 
 @dataclass(frozen=True)
-class SubspaceStep(Additive):
+class SubspaceStep(OfProducts, Additive):
     """One step of subspace iteration on the mean product M = sum_i n_i B_i A_i / sum_i n_i.
 
     Halko, Martinsson and Tropp, 2011, arXiv 0909.4061, algorithm 4.1, with the rows of A at the start as its test
@@ -31,21 +31,6 @@ class SubspaceStep(Additive):
     The basis of W spans the same as A^+ does. Directions that A lacks, since its rows are dependent or there is no
     start, are drawn at random from the run's seed and round, as Halko et al. do for all; then expect more error.
     """
-
-    anchored = True
-    settles = True
-
-    def check_space(self, space: Space) -> None:
-        """Pass where there are products to merge.
-
-        Raises:
-            ValueError: there are none.
-        """
-        check_products(self, space)
-
-    def settled(self, space: Space) -> frozenset[str]:
-        """Both factors of each product."""
-        return products_of(space)
 
     @property
     def passes(self) -> int:

@@ -27,7 +27,7 @@ class Supermask:
     size)) largest count, of equal ones the last. The constants are +-sqrt(1 / (density * fan_in)) with signs drawn from
     the run's seed, so that all who take part have the same: the paper's scaled signed Kaiming constant, without the
     gain of a ReLU, which no adapter has, and 0.3 of it in LoRA's B, so that a random product does not drown the base
-    model (a tiny model learnt its task with 0.3 and not with 1). The gradient of a score is that of its weight times
+    model; the number is ours, and was tried on a tiny model only. The gradient of a score is that of its weight times
     its constant, as if all weights were used (straight through, section 3). The authors take the scores' absolute
     values; here a score may be negative, as the ranks of FRL are.
 

@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from rich.console import Console
-
 from simulations import table
 from simulations.frontier.methods import METHODS, Method
-from simulations.frontier.outcome import Work
+from simulations.frontier.outcome import Work, outcome
 from simulations.frontier.picture import draw
 from simulations.frontier.summary import compared, summary
-from simulations.frontier.sweep import cached, sweep
+from simulations.frontier.sweep import rows_of
 from simulations.frontier.tasks import TASKS, Task
 
 COLUMNS = ("method", "codec", "broadcast", "seeds", "accuracy", "loss", "lost", "frontier", "up_smaller",
@@ -46,13 +44,7 @@ def main() -> int:
         print(f"no method fits {options.methods!r}; there are {', '.join(method.name for method in METHODS)}")
         return 2
     works = _works(tasks, methods, options)
-    rows = cached(options.cache)
-    left = [work for work in works if work.key() not in rows and not options.show]
-    progress = Console(stderr=True)
-    for done, (work, row) in enumerate(sweep(left, options.cache, options.jobs), 1):
-        said = row.get("failure") or f"accuracy {row['accuracy']:.4f}, loss {row['loss']:.4f}"
-        progress.print(f"{done}/{len(left)} {work.name}: {said}, {row['wall_s']:.0f} s", style="dim")
-        rows[row["key"]] = row
+    rows = rows_of(works, options.cache, options.jobs, outcome, only_show=options.show)
     _show(tasks, [rows[work.key()] for work in works if work.key() in rows], options)
     return 0
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 from fedpeft import __version__
 from fedpeft.config import Experiment
-from fedpeft.errors import RunError
-from fedpeft.simulation import Simulation
 from simulations.central import central
 from simulations.frontier.methods import FP32, Method
 from simulations.frontier.tasks import TASKS
+from simulations.whole_run import whole_run
 
 CENTRAL = "central"
 
@@ -73,17 +71,7 @@ def _federated(experiment: Experiment) -> dict[str, Any]:
         "strategy": experiment.strategy,
         "server_optimizer": experiment.server_optimizer,
     }
-    with tempfile.TemporaryDirectory() as folder, Simulation(experiment, Path(folder)) as simulation:
-        try:
-            for _ in simulation.run():
-                pass
-            row |= simulation.measure()
-        except RunError as error:
-            row["failure"] = str(error)
-        rounds, numel = simulation.server.history(), simulation.space.numel
-    total = {key: sum(r[key] for r in rounds) for key in rounds[0] if "_bytes" in key} if rounds else {}
-    for way in ("up", "down"):
-        row[f"{way}_bytes_per_site"] = total.get(f"{way}_bytes", 0) / experiment.sites
-        row[f"{way}_ratio_to_fp32"] = total[f"{way}_bytes"] / total[f"{way}_bytes_fp32"] if total else None
+    run = whole_run(experiment)
+    row |= {**run.measured, **run.traffic}
     row["bytes_per_site"] = row["up_bytes_per_site"] + row["down_bytes_per_site"]
-    return {**row, "rounds": len(rounds), "numel": numel}
+    return {**row, "rounds": len(run.rounds), "numel": run.numel}

@@ -5,12 +5,27 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from rich.console import Console
 
 from fedpeft.durable import append_durably
-from simulations.frontier.outcome import outcome
 
-W = TypeVar("W")
+
+class Work(Protocol):
+    """One run of a sweep."""
+
+    @property
+    def name(self) -> str:
+        """For who waits."""
+        ...
+
+    def key(self) -> str:
+        """What the cache knows it by."""
+        ...
+
+
+W = TypeVar("W", bound=Work)
 
 
 def cached(path: Path) -> dict[str, dict[str, Any]]:
@@ -29,25 +44,48 @@ def cached(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def sweep(
-    works: Sequence[W], path: Path, jobs: int, do: Callable[[W], dict[str, Any]] | None = None
-) -> Iterator[tuple[W, dict[str, Any]]]:
-    """Do what the cache does not have, and yield each row once the cache has it.
+def rows_of(
+    works: Sequence[W], path: Path, jobs: int, do: Callable[[W], dict[str, Any]], *, only_show: bool = False
+) -> dict[str, dict[str, Any]]:
+    """The rows of a cache by key, after what it lacked was done; each new one is said as it comes.
 
     Args:
         works: what to do, in order.
         path: the cache.
         jobs: processes at a time.
-        do: makes the row of a work, in a process of its own; None: `outcome`.
+        do: makes the row of a work, in a process of its own.
+        only_show: do nothing.
     """
-    made: Callable[[Any], dict[str, Any]] = do or outcome
+    rows = cached(path)
+    if only_show:
+        return rows
+    left = list({work.key(): work for work in works if work.key() not in rows}.values())
+    progress = Console(stderr=True)
+    for done, (work, row) in enumerate(sweep(left, path, jobs, do), 1):
+        said = row.get("failure") or f"accuracy {row['accuracy']:.4f}, loss {row['loss']:.4f}"
+        progress.print(f"{done}/{len(left)} {work.name}: {said}, {row['wall_s']:.0f} s", style="dim")
+        rows[row["key"]] = row
+    return rows
+
+
+def sweep(
+    works: Sequence[W], path: Path, jobs: int, do: Callable[[W], dict[str, Any]]
+) -> Iterator[tuple[W, dict[str, Any]]]:
+    """Do all of it, and yield each row once the cache has it.
+
+    Args:
+        works: what to do, in order.
+        path: the cache.
+        jobs: processes at a time.
+        do: makes the row of a work, in a process of its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:
         append_durably(path, b"\n")  # ends a line that a crash cut short
     # Spawned: threads of torch and numba do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        futures = {pool.submit(made, work): work for work in works}
+        futures = {pool.submit(do, work): work for work in works}
         try:
             for future in as_completed(futures):
                 row = future.result()

@@ -14,10 +14,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from simulations import table
-from simulations.frontier.sweep import cached, sweep
+from simulations.frontier.sweep import rows_of
 from simulations.merging.outcome import Work, outcome
 from simulations.merging.rules import RULES, UPDATES, Rule
 from simulations.merging.summary import COLUMNS, joined, markdown, summary
@@ -42,13 +40,7 @@ def main() -> int:
         print(f"nothing fits; rules: {'; '.join(r.name for r in RULES)}; updates: {'; '.join(UPDATES)}")
         return 2
     works = _works(tasks, rules, updates, options)
-    rows = cached(options.cache)
-    left = list({work.key(): work for work in works if work.key() not in rows}.values()) if not options.show else []
-    progress = Console(stderr=True)
-    for done, (work, row) in enumerate(sweep(left, options.cache, options.jobs, outcome), 1):
-        said = row.get("failure") or f"accuracy {row['accuracy']:.4f}, loss {row['loss']:.4f}"
-        progress.print(f"{done}/{len(left)} {work.name}: {said}, {row['wall_s']:.0f} s", style="dim")
-        rows[row["key"]] = row
+    rows = rows_of(works, options.cache, options.jobs, outcome, only_show=options.show)
     _show(joined(works, rows), options)
     return 0
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 from fedpeft import __version__
 from fedpeft.config import Experiment
-from fedpeft.errors import RunError
-from fedpeft.simulation import Simulation
 from simulations.central import central
 from simulations.merging.rules import UPDATES, Rule
 from simulations.merging.tasks import Task
+from simulations.whole_run import whole_run
 
 CENTRAL = "central"
 _PLAIN = Rule("mean", "Mean()")
@@ -74,18 +72,7 @@ def outcome(work: Work) -> dict[str, Any]:
         "strategy": experiment.strategy,
         "server_optimizer": experiment.server_optimizer,
     }
-    with tempfile.TemporaryDirectory() as folder, Simulation(experiment, Path(folder)) as simulation:
-        try:
-            for _ in simulation.run():
-                pass
-            row |= simulation.measure()
-        except RunError as error:
-            row["failure"] = str(error)
-        rounds = simulation.server.history()
-    if rounds:
-        total = {key: sum(r[key] for r in rounds) for key in rounds[0] if "_bytes" in key}
-        for way in ("up", "down"):
-            row[f"{way}_bytes_per_site"] = total[f"{way}_bytes"] / experiment.sites
-            row[f"{way}_ratio_to_fp32"] = total[f"{way}_bytes"] / total[f"{way}_bytes_fp32"]
-        row["product_error"] = rounds[-1]["product_error"]
-    return row | {"rounds": len(rounds), "wall_s": round(time.perf_counter() - began, 1)}
+    run = whole_run(experiment)
+    row |= {**run.measured, **run.traffic, "rounds": len(run.rounds)}
+    row["product_error"] = run.rounds[-1]["product_error"] if run.rounds else None
+    return row | {"wall_s": round(time.perf_counter() - began, 1)}

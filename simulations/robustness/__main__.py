@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from rich.console import Console
-
 from simulations import table
 from simulations.attacks import ATTACKS
-from simulations.frontier.sweep import cached, sweep
+from simulations.frontier.sweep import rows_of
 from simulations.robustness.outcome import NONE, TASK, Work, outcome
 from simulations.robustness.rules import RULES, Rule
 from simulations.robustness.summary import COLUMNS, markdown, summary
@@ -37,13 +35,7 @@ def main() -> int:
         print(f"nothing fits; rules: {', '.join(r.name for r in RULES)}; attacks: {', '.join(ATTACKS)}")
         return 2
     works = _works(rules, attacks, options)
-    rows = cached(options.cache)
-    left = [work for work in works if work.key() not in rows and not options.show]
-    progress = Console(stderr=True)
-    for done, (work, row) in enumerate(sweep(left, options.cache, options.jobs, outcome), 1):
-        said = row.get("failure") or f"accuracy {row['accuracy']:.4f}"
-        progress.print(f"{done}/{len(left)} {work.name}: {said}, {row['wall_s']:.0f} s", style="dim")
-        rows[row["key"]] = row
+    rows = rows_of(works, options.cache, options.jobs, outcome, only_show=options.show)
     _show([rows[work.key()] for work in works if work.key() in rows], options)
     return 0
 

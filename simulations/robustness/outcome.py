@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 
 from fedpeft import __version__
 from fedpeft.config import Experiment
-from fedpeft.errors import RunError
-from fedpeft.simulation import Simulation
 from simulations.attacks import ATTACKS
 from simulations.dishonest import attacked
 from simulations.frontier.methods import Method
 from simulations.frontier.tasks import TASKS
 from simulations.robustness.rules import Rule
+from simulations.whole_run import whole_run
 
 NONE = "none"
 TASK = TASKS["clinc150"]
@@ -82,14 +80,7 @@ def outcome(work: Work) -> dict[str, Any]:
         "quick": work.quick,
     }
     connect = attacked(experiment, ATTACKS[work.attack], work.dishonest) if work.dishonest else None
-    with tempfile.TemporaryDirectory() as folder, Simulation(experiment, Path(folder), connect=connect) as simulation:
-        try:
-            for _ in simulation.run():
-                pass
-            row |= simulation.measure()
-        except RunError as error:
-            row["failure"] = str(error)
-        rounds = simulation.server.history()
-    row |= {"rounds": len(rounds), "refused": sum(metrics["refused"] for metrics in rounds)}
+    run = whole_run(experiment, connect)
+    row |= {**run.measured, "rounds": len(run.rounds), "refused": sum(metrics["refused"] for metrics in run.rounds)}
     seconds = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - spent}
     return row | {name: round(value, 1) for name, value in seconds.items()}
