@@ -75,21 +75,23 @@ def test_rows_are_joined_with_the_centralised_run_of_their_seed() -> None:
     assert [r["central_accuracy"] for r in joined] == [None, 0.95, None, 0.95, None, 0.95, None]
 
 
-def test_a_sweep_takes_up_what_a_crash_left(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_takes_up_what_a_crash_left(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "deep" / "rows.jsonl"
-    monkeypatch.setattr(sweeping, "outcome", _outcome)
     works = [Work("clinc150", None, seed, True) for seed in range(3)]
-    assert sorted(row["seed"] for _, row in sweeping.sweep(works[:2], path, 2)) == [0, 1]
+    rows = sweeping.rows_of(works[:2], path, 2, _outcome)
+    assert sorted(row["seed"] for row in rows.values()) == [0, 1]
     path.write_bytes(path.read_bytes()[:-9])
     assert len(sweeping.cached(path)) == 1
-    left = [work for work in works if work.key() not in sweeping.cached(path)]
-    assert len(list(sweeping.sweep(left, path, 1))) == 2
-    assert {row["seed"] for row in sweeping.cached(path).values()} == {0, 1, 2}
+    assert sweeping.rows_of(works, path, 1, _outcome, only_show=True) == sweeping.cached(path)
+    capsys.readouterr()
+    assert {row["seed"] for row in sweeping.rows_of([*works, works[0]], path, 1, _outcome).values()} == {0, 1, 2}
+    assert "2/2 clinc150, central, seed" in capsys.readouterr().err
     assert len(path.read_text().splitlines()) == 4
+    assert sweeping.cached(path).keys() == {work.key() for work in works}
 
 
 def _outcome(work: Work) -> dict[str, Any]:
-    return {"key": work.key(), "seed": work.seed}
+    return {"key": work.key(), "seed": work.seed, "accuracy": 0.5, "loss": 1.0, "wall_s": 0.0}
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
