@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fedpeft simulate
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -38,6 +38,9 @@ class Purpose(IntEnum):
     CODEC_PRIVATE = 8
     SUPERMASK = 9
     STRATEGY = 10
+    TOPOLOGY = 11
+    NETWORK = 12
+    DIRECTION = 13
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ FLOOR = {
     "keys": 0, "ternary": 0, "ranking": 0,
     "codecs": 1, "strategies": 1,
     "adapters": 2, "training": 2, "data": 2, "wire": 2, "privacy": 2,
-    "federation": 3,
+    "federation": 3, "peers": 3,
     "runtime": 4, "config": 4, "preparation": 4, "run": 4, "simulation": 4, "deployment": 4, "flower": 4,
     "watching": 4, "report": 4, "inspection": 4, "merging": 4,
     "cli": 5,
 }  # fmt: skip
 HOME = {
     "numba": {"kernels"}, "llvmlite": {"kernels"}, "peft": {"adapters"}, "transformers": {"training"},
-    "huggingface_hub": {"training"}, "datasets": {"data"}, "google": {"wire", "federation", "_proto"},
+    "huggingface_hub": {"training"}, "datasets": {"data"}, "google": {"wire", "federation", "peers", "_proto"},
     "grpc": {"runtime"}, "flwr": {"runtime"}, "cryptography": {"keys"}, "prometheus_client": {"watching"},
     "tensorboard": {"watching"}, "matplotlib": {"report"}, "pydantic": {"config", "report", "watching"},
     "yaml": {"config", "report"}, "typer": {"cli"}, "rich": {"cli", "inspection"},

@@ -60,6 +60,9 @@ def test_what_a_stream_draws_never_changes():
         "CODEC_PRIVATE": 8,
         "SUPERMASK": 9,
         "STRATEGY": 10,
+        "TOPOLOGY": 11,
+        "NETWORK": 12,
+        "DIRECTION": 13,
     }
 
 

@@ -48,7 +48,7 @@ from tests.merging.made import (
             lambda xs: merge_utils.ties(xs, torch.ones(3), 0.5),
         ),
     ],
-    ids=repr,
+    ids=["mean", "half the mean", "ties"],
 )
 def test_the_merged_model_says_what_hand_merged_weights_say(base, three, tmp_path, strategy, rule):
     merged = merge_adapters(three, strategy, [2, 1, 1])

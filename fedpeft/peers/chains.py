@@ -1,0 +1,168 @@
+"""The logs of all members in one epoch: what follows, what contradicts, and who is barred for it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fedpeft.errors import PayloadError, Reason, RefusedError
+from fedpeft.keys.signing import digest, verified
+from fedpeft.peers.segment import Fork, Segment, beginning
+
+
+class Taking(Enum):
+    """What became of a segment."""
+
+    NEW = "new"
+    KNOWN = "known"
+    AHEAD = "ahead"  # of what is held of its chain; kept nowhere, it comes again in its turn
+    FORKED = "forked"  # it contradicts one that is held: its member is barred
+    BARRED = "barred"  # it is at or after the place where its member forked
+
+
+@dataclass
+class _Chain:
+    """Segments of a member and their links; `links[0]` is its beginning."""
+
+    links: list[bytes]
+    segments: list[Segment] = field(default_factory=list)
+
+    def cut(self, count: int) -> None:
+        del self.segments[count:], self.links[count + 1 :]
+
+
+class Chains:
+    """The chains of an epoch.
+
+    Nothing is held out of order, so memory is bounded by the limits; these are the run's and the same at all peers, so
+    what one peer refuses, every other refuses too.
+
+    Args:
+        run: 32 bytes.
+        epoch: from 1.
+        root: hash of the cut before.
+        keys: public keys of the members that may publish, by number.
+        most_segments: of a member in an epoch.
+        check: raises PayloadError for a body that the run does not allow.
+    """
+
+    def __init__(
+        self,
+        run: bytes,
+        epoch: int,
+        root: bytes,
+        keys: Mapping[int, bytes],
+        most_segments: int,
+        check: Callable[[bytes], None],
+    ) -> None:
+        self.run, self.epoch, self.root = run, epoch, root
+        self.keys, self.most_segments = dict(keys), most_segments
+        self._check = check
+        self._chains = {peer: _Chain([beginning(run, root, peer)]) for peer in sorted(keys)}
+        self.forks: dict[int, Fork] = {}
+
+    def count(self, peer: int) -> int:
+        """How many segments of a member are held."""
+        return len(self._chains[peer].segments)
+
+    def link(self, peer: int, number: int) -> bytes | None:
+        """The link of a member's segment; of number 0, its beginning; None where that is not held."""
+        links = self._chains[peer].links if peer in self._chains else []
+        return links[number] if 0 <= number < len(links) else None
+
+    def last(self, peer: int) -> bytes:
+        """What a member's next segment is linked to."""
+        return self._chains[peer].links[-1]
+
+    def heads(self) -> dict[int, tuple[int, bytes]]:
+        """Count and last link of each member that has published, by rising number."""
+        return {peer: (len(chain.segments), chain.links[-1]) for peer, chain in self._chains.items() if chain.segments}
+
+    def forked(self) -> dict[int, int]:
+        """The lowest number at which each cheating member was proven to have forked."""
+        return {peer: fork.place[2] for peer, fork in sorted(self.forks.items())}
+
+    def segments(self, peer: int, first: int = 1, last: int | None = None) -> list[Segment]:
+        """Segments of a member, by number, as far as they are held."""
+        return self._chains[peer].segments[max(0, first - 1) : last] if peer in self._chains else []
+
+    def __iter__(self) -> Iterator[Segment]:
+        """All segments, member after member."""
+        for chain in self._chains.values():
+            yield from chain.segments
+
+    def digest(self) -> bytes:
+        """A hash that two peers share if and only if they hold the same."""
+        pieces = [_words(peer, count) + link for peer, (count, link) in self.heads().items()]
+        barred = [_words(peer, number) for peer, number in self.forked().items()]
+        return digest("heads", self.run, _words(self.epoch), self.root, b"".join(pieces), b"".join(barred))
+
+    def take(self, segment: Segment) -> Taking:
+        """Add a segment where it follows what is held, or find that it contradicts it.
+
+        Raises:
+            RefusedError: it is of another epoch or of nobody here, breaks the run's limits, or is forged; nothing
+                changes.
+        """
+        self._fits(segment)
+        chain = self._chains[segment.peer]
+        if segment.number > len(chain.segments) + 1:
+            return Taking.AHEAD
+        if segment.peer in self.forks and segment.number >= self.forks[segment.peer].place[2]:
+            return Taking.BARRED
+        previous = chain.links[segment.number - 1]
+        held = chain.segments[segment.number - 1] if segment.number <= len(chain.segments) else None
+        if held is not None and held.body == segment.body:
+            return Taking.KNOWN
+        link = segment.link(self.run, previous)
+        if not verified(self.keys[segment.peer], link, segment.signature):
+            raise RefusedError(
+                Reason.BAD_PAYLOAD,
+                f"segment {segment.number} of peer {segment.peer}: its signature is not of this body after the "
+                "segments that are held; the chain was forged, or forked earlier",
+            )
+        if held is not None:
+            self.bar(Fork(previous, held, segment))
+            return Taking.FORKED
+        chain.segments.append(segment)
+        chain.links.append(link)
+        return Taking.NEW
+
+    def bar(self, fork: Fork) -> bool:
+        """Bar a member from where it forked; whether that is lower than what was known.
+
+        The two segments themselves are in nobody's chain, so whichever of them a peer saw first, all end with the same.
+
+        Raises:
+            RefusedError: the fork proves nothing.
+        """
+        epoch, peer, number = fork.place
+        if epoch != self.epoch or peer not in self._chains:
+            raise RefusedError(Reason.OTHER_ROUND, f"a fork of peer {peer} in epoch {epoch}, here is {self.epoch}")
+        if peer in self.forks and self.forks[peer].place[2] <= number:
+            return False
+        if not 1 <= number <= self.most_segments or not fork.proves(self.run, self.keys[peer]):
+            raise RefusedError(Reason.BAD_PAYLOAD, f"a fork of peer {peer} at segment {number} that proves nothing")
+        self.forks[peer] = fork
+        self._chains[peer].cut(number - 1)
+        return True
+
+    def _fits(self, segment: Segment) -> None:
+        if segment.epoch != self.epoch:
+            raise RefusedError(Reason.OTHER_ROUND, f"a segment of epoch {segment.epoch}, here is {self.epoch}")
+        if segment.peer not in self._chains:
+            raise RefusedError(Reason.POLICY, f"peer {segment.peer} is not on the roster, or is barred")
+        if not 1 <= segment.number <= self.most_segments:
+            raise RefusedError(
+                Reason.POLICY,
+                f"peer {segment.peer}: segment {segment.number}, where an epoch has {self.most_segments}",
+            )
+        try:
+            self._check(segment.body)
+        except PayloadError as error:
+            raise RefusedError(
+                Reason.BAD_PAYLOAD, f"segment {segment.number} of peer {segment.peer}: {error}"
+            ) from None
+
+
+def _words(*numbers: int) -> bytes:
+    return b"".join(number.to_bytes(4, "little") for number in numbers)
