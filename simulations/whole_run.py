@@ -1,5 +1,7 @@
 """One federated run from its beginning to its end, as what a row says of it."""
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,18 @@ class WholeRun:
             row[f"{way}_bytes_per_site"] = sent / self.sites
             row[f"{way}_ratio_to_fp32"] = sent / dense if dense else None
         return row
+
+
+def decides(experiment: Experiment) -> dict[str, Any]:
+    """What of an experiment decides its outcome, wherever the data lies and however many threads work."""
+    raw = experiment.model_dump(exclude_defaults=True)
+    raw["model"] |= {"name": Path(raw["model"].get("name", "")).name, "threads": 0}
+    return raw
+
+
+def key_of(*facts: Any) -> str:
+    """A short hash of facts that JSON can hold, by which a cache knows a run."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def whole_run(experiment: Experiment, connect: Connect | None = None) -> WholeRun:

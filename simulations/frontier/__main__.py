@@ -77,9 +77,14 @@ def _works(tasks: Sequence[Task], methods: Sequence[Method], options: argparse.N
 
 def _show(tasks: Sequence[Task], rows: Sequence[dict[str, object]], options: argparse.Namespace) -> None:
     federated = compared(rows)
+    if not federated:
+        print(f"{options.cache} has none of these runs")
+        return
     panels = {}
     for task in tasks:
         own = [row for row in federated if row["task"] == task.name]
+        if not own:
+            continue
         lines = summary(own, task.measure)
         panels[task.name] = (task.measure, lines)
         table.show(

@@ -1,10 +1,7 @@
 """One finished run, as the row that says all of it."""
 
-import hashlib
-import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedpeft import __version__
@@ -12,7 +9,7 @@ from fedpeft.config import Experiment
 from simulations.central import central
 from simulations.frontier.methods import FP32, Method
 from simulations.frontier.tasks import TASKS
-from simulations.whole_run import whole_run
+from simulations.whole_run import decides, key_of, whole_run
 
 CENTRAL = "central"
 
@@ -37,10 +34,7 @@ class Work:
 
     def key(self) -> str:
         """Hexadecimal hash of what decides the outcome, wherever the data lies."""
-        raw = self.experiment().model_dump(exclude_defaults=True)
-        raw["model"] |= {"name": Path(raw["model"]["name"]).name, "threads": 0}
-        epochs = 0 if self.method else TASKS[self.task].central_epochs
-        return hashlib.sha256(json.dumps([raw, epochs], sort_keys=True).encode()).hexdigest()[:16]
+        return key_of(decides(self.experiment()), 0 if self.method else TASKS[self.task].central_epochs)
 
 
 def outcome(work: Work) -> dict[str, Any]:

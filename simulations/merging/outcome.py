@@ -1,10 +1,7 @@
 """One finished run, as the row that says all of it."""
 
-import hashlib
-import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedpeft import __version__
@@ -12,7 +9,7 @@ from fedpeft.config import Experiment
 from simulations.central import central
 from simulations.merging.rules import UPDATES, Rule
 from simulations.merging.tasks import Task
-from simulations.whole_run import whole_run
+from simulations.whole_run import decides, key_of, whole_run
 
 CENTRAL = "central"
 _PLAIN = Rule("mean", "Mean()")
@@ -48,12 +45,10 @@ class Work:
 
     def key(self) -> str:
         """Hexadecimal hash of what decides the outcome, wherever the data lies."""
-        raw = self.experiment().model_dump(exclude_defaults=True)
-        raw["model"] |= {"threads": 0, "name": Path(raw["model"].get("name", "")).name}
+        raw = decides(self.experiment())
         if not self.rule:  # the same data in one place, however it is spread
             raw = {"model": raw["model"], "data": raw["data"]["source"], "seed": raw.get("seed", 0)}
-        epochs = 0 if self.rule else self.task.central_epochs
-        return hashlib.sha256(json.dumps([raw, epochs, self.quick], sort_keys=True).encode()).hexdigest()[:16]
+        return key_of(raw, 0 if self.rule else self.task.central_epochs, self.quick)
 
 
 def outcome(work: Work) -> dict[str, Any]:

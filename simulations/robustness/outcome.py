@@ -1,10 +1,7 @@
 """One finished run under attack, as the row that says all of it."""
 
-import hashlib
-import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedpeft import __version__
@@ -14,7 +11,7 @@ from simulations.dishonest import attacked
 from simulations.frontier.methods import Method
 from simulations.frontier.tasks import TASKS
 from simulations.robustness.rules import Rule
-from simulations.whole_run import whole_run
+from simulations.whole_run import decides, key_of, whole_run
 
 NONE = "none"
 TASK = TASKS["clinc150"]
@@ -56,10 +53,8 @@ class Work:
 
     def key(self) -> str:
         """Hexadecimal hash of what decides the outcome, wherever the data lies."""
-        raw = self.experiment().model_dump(exclude_defaults=True)
-        raw["model"] |= {"name": Path(raw["model"]["name"]).name, "threads": 0}
         attack = repr(ATTACKS[self.attack]) if self.dishonest else NONE
-        return hashlib.sha256(json.dumps([raw, attack, self.dishonest], sort_keys=True).encode()).hexdigest()[:16]
+        return key_of(decides(self.experiment()), attack, self.dishonest)
 
 
 def outcome(work: Work) -> dict[str, Any]:
