@@ -202,11 +202,11 @@ def _match(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) 
 
 
 def _is_frozen(key: str) -> bool:
-    return key.rpartition(".")[2] in ("vera_A", "vera_B")
+    return key.rpartition(".")[2] in ("vera_A", "vera_B", "tinylora_A", "tinylora_B", "tinylora_P")
 
 
 def _role(key: str, config: Mapping[str, Any]) -> str:
-    words = [word for word in key.split(".") if word not in ("weight", "bias", "default")]
+    words = [word for word in key.split(".") if word not in ("weight", "bias", "default") and not word.isdigit()]
     if set(words) & set(config.get("modules_to_save") or ()):
         return "head"
     return words[-1] if words else key

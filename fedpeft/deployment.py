@@ -148,6 +148,7 @@ class Installation:
                 ClientStore(site.folder / "client.state", prepared.space),
                 plugins={repr(codec): codec for codec in own},
                 policy=site.policy.policy(),
+                rank=site.rank,
                 confide=say,
             )
         except BaseException:

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from fedpeft import config, data, expressions
 from fedpeft.config import Experiment
 from fedpeft.errors import JournalError
 from fedpeft.federation import Client, ClientStore, Transport, Watch, unwatched
 from fedpeft.preparation import Prepared, Say
+from fedpeft.random import Purpose, Stream
 from fedpeft.run import Connect, Run
 from fedpeft.runtime.memory import MemoryTransport
 
@@ -65,6 +69,18 @@ class Simulation(Run):
 
         super().__init__(experiment, folder, here, say, watch)
 
+    def save(self) -> Path:
+        """Write the global adapter, and beside it, in `adapters/`, each site's own where some slots are never sent."""
+        if self.experiment.plan().personal(self.space):
+            for site in self._sites:
+                if _state_file(self.folder, site.name).exists():
+                    self._trainer.adapted.adapter(self.own(site.name)).save(self.folder / "adapters" / site.name)
+        return super().save()
+
+    def own(self, site: str) -> Float[Tensor, " d"]:
+        """The adapter that a site would train on from: the global one, and what the site has not sent."""
+        return self.server.state.vector + ClientStore(_state_file(self.folder, site), self.space).load().residual
+
     def sites(self) -> Mapping[str, Mapping[str, int]]:
         """Examples of each site, and the number of its classes."""
         return {
@@ -85,13 +101,25 @@ def partition(experiment: Experiment, prepared: Prepared) -> data.SiteIndices:
 def client(experiment: Experiment, prepared: Prepared, split: data.SiteIndices, index: int, folder: Path) -> Client:
     """The client of a simulated site, from 0, whose state lives in the run's folder."""
     name, plan = site_name(index, len(split)), experiment.plan()
+    order = Stream(experiment.seed, Purpose.SPLIT, part=2, client=index).permutation(len(split[index]))
+    back = round(experiment.data.held_out * (len(order) - 1))
+    held_out, data = (
+        prepared.trainer.encode([prepared.train[split[index][i]] for i in sorted(rows)])
+        for rows in (order[:back], order[back:])
+    )
     return Client(
         prepared.trainer,
-        prepared.trainer.encode([prepared.train[i] for i in split[index]]),
+        data,
         prepared.space,
-        ClientStore(folder / "sites" / f"{name}.state", prepared.space),
+        ClientStore(_state_file(folder, name), prepared.space),
         plugins={repr(codec): codec for codec in (plan.codec, plan.broadcast)},
+        rank=experiment.ranks[index] if experiment.ranks else 0,
+        held_out=held_out if back else None,
     )
+
+
+def _state_file(folder: Path, site: str) -> Path:
+    return folder / "sites" / f"{site}.state"
 
 
 def site_name(index: int, sites: int) -> str:

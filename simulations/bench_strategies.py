@@ -4,7 +4,9 @@
 of one weight, one thread. Every row is a process of its own, which makes its inputs, merges, and tells its CPU seconds
 (the least of some runs) and the peak of its memory beyond the inputs. "plain read" adds all float32 inputs up, nothing
 else. Ternary updates are bit planes of density 0.2; PEFT gets them written out as float32, which counts.
-"decode + TIES" begins at payloads as they were sent. PEFT's `ties` trims by itself, to the density of our trims.
+"decode + TIES" begins at payloads as they were sent. PEFT's and mergekit's `ties` trim by themselves, to the density of
+our trims; DARE keeps as much of each slot at random, and its L1 norm, and takes the mean. mergekit is run by the Python
+that FEDPEFT_MERGEKIT_PYTHON names, tensor by tensor on the same vectors, with a base model of zeros where it wants one.
 "Mean, decoded each" and "Mean, summed, decoded once" begin at the parts of as many projections.
 """
 
@@ -13,11 +15,8 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +29,13 @@ from fedpeft.codecs import Context as Sender
 from fedpeft.federation.pools import Pools
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Slot, Space
-from fedpeft.strategies import TIES, Context, Fold, Mean, Update
+from fedpeft.strategies import DARE, TIES, Context, Fold, Mean, Strategy, Update
 from fedpeft.strategies.planes import Trim
-from simulations import table
+from simulations import by_mergekit, table
 
 DENSITY = 0.2
 COLUMNS = ("strategy", "implementation", "input", "n", "numel", "cpu_s", "wall_s", "peak_mb", "times_peft_speed",
-           "times_read_cpu", "times_each_speed")  # fmt: skip
+           "times_mergekit_speed", "times_read_cpu", "times_each_speed")  # fmt: skip
 OFFLINE = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
@@ -57,14 +56,23 @@ MEASURED = (
     ("Mean", "fedpeft", "fp32"),
     ("Mean", "peft", "fp32"),
     ("Mean", "flwr", "fp32"),
+    ("Mean", "mergekit", "fp32"),
     ("TIES, trimmed by the client", "fedpeft", "fp32"),
     ("TIES", "fedpeft", "fp32"),
     ("TIES", "peft", "fp32"),
+    ("TIES", "mergekit", "fp32"),
+    ("DARE", "fedpeft", "fp32"),
+    ("DARE", "mergekit", "fp32"),
     ("Mean", "fedpeft", "ternary"),
     ("TIES, trimmed by the client", "fedpeft", "ternary"),
     ("decode + TIES", "fedpeft", "ternary"),
     ("TIES", "peft", "ternary"),
 )
+BY_MERGEKIT: dict[str, tuple[str, bool, dict[str, float | bool]]] = {
+    "Mean": ("linear", False, {}),
+    "TIES": ("ties", True, {"density": DENSITY}),
+    "DARE": ("dare_linear", True, {"density": DENSITY, "normalize": True}),
+}
 SKETCHES = {"SRHT(4096)": SRHT(4096), "Ferret(512)": Ferret(512), "Ferret(4096)": Ferret(4096)}
 EACH, ONCE = "Mean, decoded each", "Mean, summed, decoded once"
 
@@ -78,12 +86,13 @@ def main() -> None:
         print(json.dumps(measure(Case(**json.loads(options.case)))))
         return
     numel, numbers = (1 << 16, (5, 20)) if options.quick else (1 << 23, (20, 100))
-    rows = [row(Case(*names, n, numel, options.seed)) for n in numbers for names in MEASURED]
+    measured = [names for names in MEASURED if names[1] != "mergekit" or by_mergekit.VARIABLE in os.environ]
+    rows = [row(Case(*names, n, numel, options.seed)) for n in numbers for names in measured]
     rows += [
         row(Case(how, "fedpeft", codec, numbers[0], numel, options.seed)) for codec in SKETCHES for how in (EACH, ONCE)
     ]
-    if find_spec("mergekit") is None:
-        print("mergekit is not installed: it is left out")
+    if len(measured) < len(MEASURED):
+        print(by_mergekit.ABSENT)
     table.show(f"merging, {numel:,} parameters", compared(rows), options, COLUMNS)
 
 
@@ -96,7 +105,7 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ratios of CPU seconds in one run: to PEFT's on the same updates, and to a plain read of them."""
+    """Ratios of CPU seconds in one run: to PEFT's and mergekit's on the same updates, and to a plain read of them."""
 
     def cpu_s(strategy: str, implementation: str, kind: str, n: int) -> float | None:
         names = strategy, implementation, kind, n
@@ -105,36 +114,30 @@ def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     out = []
     for one in rows:
-        peft = cpu_s("Mean" if one["strategy"] == "Mean" else "TIES", "peft", one["input"], one["n"])
+        rule = one["strategy"] if one["strategy"] in BY_MERGEKIT else "TIES"
+        peft, mergekit = (cpu_s(rule, theirs, one["input"], one["n"]) for theirs in ("peft", "mergekit"))
         read = cpu_s("plain read", "torch", one["input"], one["n"])
         ours = one["implementation"] == "fedpeft"
         each = cpu_s(EACH, "fedpeft", one["input"], one["n"])
         out.append(one | {"times_peft_speed": peft / one["cpu_s"] if ours and peft else None,
+                          "times_mergekit_speed": mergekit / one["cpu_s"] if ours and mergekit else None,
                           "times_read_cpu": one["cpu_s"] / read if read else None,
                           "times_each_speed": each / one["cpu_s"] if each else None})  # fmt: skip
     return out
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """CPU and wall seconds of the fastest run, and the peak of memory beyond the inputs."""
+def measure(case: Case) -> dict[str, float]:
+    """What the fastest run of a case costs."""
     torch.set_num_threads(1)
+    runs = 1 if case.implementation in ("peft", "flwr", "mergekit") and case.n > 20 else 3
+    if case.implementation == "mergekit":
+        method, base, parameters = BY_MERGEKIT[case.strategy]
+        shapes = [slot.shape for slot in space_of(case.numel).slots]
+        request = by_mergekit.Request(method, shapes, [1.0] * case.n, base, parameters, runs)
+        return by_mergekit.ask(request, (x.numpy() for x in deltas(case)))[0]
     kernels.warm_up()
     prepare(Case(case.strategy, case.implementation, case.input, 3, 1 << 14, case.seed))()
-    work = prepare(case)
-    Path("/proc/self/clear_refs").write_text("5")
-    before, found = resident_mb("VmRSS"), []
-    for _ in range(1 if case.implementation in ("peft", "flwr") and case.n > 20 else 3):
-        began = time.process_time(), time.perf_counter()
-        work()
-        found.append((time.process_time() - began[0], time.perf_counter() - began[1]))
-    cpu_s, wall_s = min(found)
-    return {"cpu_s": cpu_s, "wall_s": wall_s, "peak_mb": resident_mb("VmHWM") - before}
-
-
-def resident_mb(name: str) -> float:
-    """This process's memory in MB, now ("VmRSS") or at its peak ("VmHWM")."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024e-6 for line in lines if line.startswith(name))
+    return by_mergekit.cost(prepare(case), runs)
 
 
 def space_of(numel: int) -> Space:
@@ -144,10 +147,10 @@ def space_of(numel: int) -> Space:
     return Space(tuple(Slot(f"{i:02}.{role}", shape, role) for i in range(32) for role, shape in shapes))
 
 
-def deltas(case: Case) -> list[Tensor]:
+def deltas(case: Case) -> Iterator[Tensor]:
     """Normal numbers, for each client the same ones elsewhere and of its own size."""
     base = torch.from_numpy(Stream(case.seed, Purpose.DATA).normal(case.numel)).float()
-    return [base.roll(7919 * k).mul_(1 + k % 5 / 4) for k in range(case.n)]
+    return (base.roll(7919 * k).mul_(1 + k % 5 / 4) for k in range(case.n))
 
 
 def prepare(case: Case) -> Callable[[], object]:
@@ -157,7 +160,7 @@ def prepare(case: Case) -> Callable[[], object]:
         return over_planes(case, space)
     if case.input in SKETCHES:
         return over_sketches(case, space)
-    given = deltas(case)
+    given = list(deltas(case))
     if case.implementation == "fedpeft":
         if "by the client" in case.strategy:
             trim = Trim(DENSITY, space.bounds)
@@ -217,7 +220,8 @@ def over_sketches(case: Case, space: Space) -> Callable[[], object]:
 def ours(case: Case, cohort: Sequence[Update], space: Space) -> Callable[[], object]:
     """The strategy that a case names."""
     trim: Any = "none" if "by the client" in case.strategy else "slot"
-    strategy = Mean() if case.strategy == "Mean" else TIES(DENSITY, trim=trim)
+    rules: dict[str, Strategy] = {"Mean": Mean(), "DARE": DARE(Mean(), DENSITY, rescale="l1")}
+    strategy = rules.get(case.strategy, TIES(DENSITY, trim=trim))
     return lambda: strategy.merge(cohort, Context(space))
 
 

@@ -13,6 +13,7 @@ from fedpeft import adapters
 from fedpeft.adapters import AdaptedModel, Adapter
 from fedpeft.errors import ConfigError, SpaceError
 from fedpeft.random import Purpose, Stream
+from fedpeft.strategies import Context, Mean, Update
 from fedpeft.training.models import load_base, weights_hash
 from tests import tiny
 
@@ -23,6 +24,9 @@ CLASSIFIERS = {
     "ia3": "IA3Config(target_modules=['key', 'value'], feedforward_modules=[])",
     "fourierft": "FourierFTConfig(n_frequency=10, target_modules=['query'])",
     "vera": "VeraConfig(r=4, target_modules=['query', 'value'])",
+    "core": "PsoftConfig(r=3, psoft_alpha=6, psoft_orth=False, psoft_mag_a=False, psoft_mag_b=False,"
+    " target_modules=['query', 'value'])",
+    "core on a random basis": "TinyLoraConfig(r=3, u=9, target_modules=['query', 'value'])",
     "prompt tuning": "PromptTuningConfig(num_virtual_tokens=3)",
     "head and pooler": "LoraConfig(r=2, target_modules=['query'], modules_to_save=['classifier', 'pooler'])",
 }
@@ -85,6 +89,28 @@ def test_every_method_reads_writes_and_is_loaded_by_peft(
     assert again.space == model.space
     assert torch.equal(again.vector, vector)
     assert again.constants.keys() == saved.constants.keys()
+
+
+@pytest.mark.parametrize("name", ["core", "core on a random basis", "lora"])
+def test_the_mean_of_cores_between_frozen_factors_is_the_mean_of_products(bases: dict[str, Path], name: str) -> None:
+    """Fed-SB: what is trained enters a weight once, so nothing is lost to the mean; LoRA's factors come as a pair."""
+    model = adapted(bases["sequence-classification"], "sequence-classification", CLASSIFIERS[name])
+    space, start, draw = model.space, model.read(), Stream(3, Purpose.DATA)
+    deltas = torch.from_numpy(draw.normal(5 * space.numel)).float().view(5, -1)
+    cohort = [Update(delta, weight=i + 1.0) for i, delta in enumerate(deltas)]
+    merged = start + Mean().merge(cohort, Context(space, start))
+    mean = sum(u.weight / 15 * weights(model, start + u.delta) for u in cohort)
+    error = float((weights(model, merged) - mean).norm() / mean.norm())
+    assert error > 0.1 if name == "lora" else error < 1e-6
+    cores = [slot.shape for slot in space.slots if slot.role in ("psoft_R", "tinylora_v")]
+    assert cores == {"core": [(3, 3)] * 2, "core on a random basis": [(9,)] * 2, "lora": []}[name]
+
+
+def weights(model: AdaptedModel, vector: torch.Tensor) -> torch.Tensor:
+    """What an adapter adds to the base model's weights, of all layers."""
+    model.write(vector)
+    layers = [m for m in model.model.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)]
+    return torch.stack([layer.get_delta_weight("default").detach().double() for layer in layers])
 
 
 def test_peft_saves_what_we_save(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def blocks(language):
 
 
 def test_the_page_has_its_recipes():
-    assert len(blocks("yaml")) == 4 and len(blocks("python")) == 2
+    assert len(blocks("yaml")) == 8 and len(blocks("python")) == 2
 
 
 @pytest.mark.parametrize("text", blocks("yaml"), ids=lambda text: text.split()[1])

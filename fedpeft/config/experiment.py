@@ -19,6 +19,7 @@ class DataSection(Section):
         source: expression of a `fedpeft.data` source; null for a server that has none and measures nothing.
         labels: names of the classes in order, where the source does not say or does not have them all.
         partition: expression of a `fedpeft.data` partition, by which simulated sites share the source.
+        held_out: share of its examples that a simulated site keeps back, to measure the adapter on that it has trained.
         test_examples: held-out examples that each round is measured on; 0 for all.
     """
 
@@ -29,6 +30,7 @@ class DataSection(Section):
     partition: Annotated[str, expression(lambda text: data.parse_partition(text, imports=True))] = (
         "Dirichlet(alpha=0.5)"
     )
+    held_out: float = Field(0.0, ge=0, lt=1)
     test_examples: int = Field(0, ge=0)
 
 
@@ -58,12 +60,15 @@ class Experiment(Section):
         name: of the run's folder.
         seed: of all randomness.
         sites: how many share the data.
+        ranks: of each simulated site, where sites train LoRA of different ranks: how many components of each product it
+            trains, the first ones; 0 for all. A deployed site says its own.
         rounds: in all.
         cohort: sites asked each round; 0 for all.
         quorum: fraction of the cohort (of the sites, where there is none) that a round needs, in (0, 1].
         buffer: 0: a round waits for all who are asked; K: it closes with K updates, whichever come first, and an
             update that answers an older round counts for less.
         deadline_s: seconds that a round waits for replies.
+        root: the site whose data the server trusts, for a strategy that goes by its update (`FLTrust`); "" for none.
         largest_norm: an update of a larger L2 norm is refused.
         largest_weight: an update of more examples is refused.
         peft: expression of a config of Hugging Face PEFT.
@@ -76,11 +81,13 @@ class Experiment(Section):
     name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=-(1 << 63), lt=1 << 63)
     sites: int = Field(6, ge=1)
+    ranks: tuple[Annotated[int, Field(ge=0)], ...] = ()
     rounds: int = Field(12, ge=1)
     cohort: int = Field(0, ge=0)
     quorum: float = Field(1.0, gt=0, le=1)
     buffer: int = Field(0, ge=0)
     deadline_s: float = Field(3600.0, gt=0, le=1e8)
+    root: str = ""
     largest_norm: float = Field(1e4, gt=0)
     largest_weight: float = Field(1e7, gt=0)
     model: ModelSection = ModelSection()
@@ -100,6 +107,8 @@ class Experiment(Section):
     def _fits_together(self) -> "Experiment":
         if self.cohort > self.sites:
             raise ValueError(f"cohort: expected at most the {self.sites} sites, got {self.cohort}")
+        if self.ranks and len(self.ranks) != self.sites:
+            raise ValueError(f"ranks: expected one for each of the {self.sites} sites, got {len(self.ranks)}")
         if self.buffer > (self.cohort or self.sites):
             raise ValueError(f"buffer: expected at most the {self.cohort or self.sites} asked, got {self.buffer}")
         if isinstance(codecs.parse(self.broadcast, imports=True), codecs.ErrorFeedback):
@@ -141,6 +150,7 @@ class Experiment(Section):
             quorum=self.quorum,
             buffer=self.buffer,
             deadline_s=self.deadline_s,
+            root=self.root,
             largest_norm=self.largest_norm,
             largest_weight=self.largest_weight,
         )

@@ -20,6 +20,8 @@ class PolicySection(Section):
     strategies: tuple[str, ...] = ("*",)
     statistics: tuple[str, ...] = ()
     least_examples: int = Field(5, ge=1)
+    most_examples: int = Field(4096, ge=1)
+    settings: tuple[str, ...] = ("*",)
     most_local_steps: int = Field(10_000, ge=1)
     largest_batch_size: int = Field(1024, ge=1)
     largest_learning_rate: float = Field(math.inf, gt=0)
@@ -63,6 +65,7 @@ class SiteConfig(Section):
         data: the site's examples.
         codecs: codecs of one's own that a task may name, as expressions with dotted paths.
         policy: what a task may ask for.
+        rank: components of each LoRA product that the site trains, the first ones; 0 for all.
         first_wait_s: seconds before the second attempt to connect; each further wait is up to twice as long.
         longest_wait_s: seconds that a wait never exceeds.
         keepalive_s: seconds of silence after which the server is asked whether it lives.
@@ -77,6 +80,7 @@ class SiteConfig(Section):
     data: SiteData
     codecs: tuple[Annotated[str, expression(lambda text: codecs.parse(text, imports=True))], ...] = ()
     policy: PolicySection = PolicySection()
+    rank: int = Field(0, ge=0)
     first_wait_s: float = Field(1.0, gt=0)
     longest_wait_s: float = Field(60.0, gt=0)
     keepalive_s: float = Field(20.0, ge=1)

@@ -4,7 +4,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from google.protobuf.message import DecodeError
@@ -18,9 +17,13 @@ from fedpeft.errors import ConfigError, FedpeftError, Reason, RefusedError, RunE
 from fedpeft.federation import broadcast, messages, statistics
 from fedpeft.federation.client_state import ClientState, ClientStore
 from fedpeft.federation.policy import Policy
+from fedpeft.federation.settings import read
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
-from fedpeft.training import Encoded, Job, Measuring, Settings, Trainer
+from fedpeft.strategies import modules
+from fedpeft.training import Encoded, Job, Measuring, Trainer
+from fedpeft.training.base import Evaluating
+from fedpeft.training.supermask import Supermask
 
 _LONGEST, _LONGEST_TRACE = 1000, 14_000  # characters, of up to 4 bytes: a reply's head holds both
 
@@ -38,6 +41,13 @@ class Client:
         confide: told why a task was refused, and the traceback of one that failed, of which the server then learns
             the error's class alone: a message may quote the site's data. None: the server is told everything, as
             suits a simulation.
+        rank: of the site's own LoRA: it trains so many components of each product, the first ones; 0 for all.
+        held_out: examples of the site's own on which it measures the adapter that it has trained, and of which it
+            tells the accuracy; None: it measures nothing.
+
+    Raises:
+        ValueError: there is a rank, and the adapter has no LoRA product; or examples to measure on, and the trainer
+            measures nothing.
     """
 
     def __init__(
@@ -49,9 +59,16 @@ class Client:
         plugins: Mapping[str, Codec | ErrorFeedback] | None = None,
         policy: Policy | None = None,
         confide: Callable[[str], None] | None = None,
+        rank: int = 0,
+        held_out: Encoded | None = None,
     ) -> None:
+        if rank < 0 or (rank and not modules(space)):
+            raise ValueError(f"rank {rank}: expected components of LoRA products, of which the adapter has none")
         self._trainer, self._data, self._space, self._store = trainer, data, space, store
         self._plugins, self._policy, self._confide = dict(plugins or {}), policy or Policy(), confide
+        self._rank, self._held_out = rank, held_out
+        if held_out is not None and not isinstance(trainer, Evaluating):
+            raise ValueError(f"held_out: {type(trainer).__name__}, this site's trainer, measures no accuracy")
 
     def __call__(self, request: bytes) -> bytes:
         """Answer a task; whatever goes wrong becomes a refusal or a failure, and leaves the state as it was."""
@@ -111,6 +128,10 @@ class Client:
         half = time.perf_counter()
         payload, residual = self._encode(delta, carried, codec, state.run, ctx)
         metrics = {**trained.metrics, "train_s": half - began, "encode_s": time.perf_counter() - half}
+        if isinstance(self._trainer, Evaluating) and self._held_out is not None:
+            density = job.settings.supermask
+            own = Supermask(self._space, density, task.seed).adapter(trained.vector) if density else trained.vector
+            metrics["own_accuracy"] = self._trainer.evaluate(own, self._held_out)["accuracy"]
         update = pb.Update(weight=len(self._data), metrics=metrics, sizes=map(len, beside))
         reply = messages.join(pb.Reply(run=task.run, round=task.round, update=update), payload, *beside)
         state = replace(state, residual=residual, before=ctx.before)
@@ -126,16 +147,19 @@ class Client:
     def _reclaim(self, state: ClientState, task: pb.Task) -> ClientState:
         """An update that the server did not count (late, lost) goes back into the residual.
 
-        One that it refused for what is in it (a norm beyond the cap, say) would be refused for ever: error feedback
-        begins anew.
+        One that it refused for what is in it (a norm beyond the cap, say) would be refused for ever: error feedback of
+        the slots that were in it begins anew.
         """
         if state.replied <= task.counted:
             return state
-        if state.replied == task.refused:
-            return replace(state, residual=torch.zeros_like(state.residual))
         codec = self._codec(state.codec)
         if not isinstance(codec, ErrorFeedback):
             return state
+        if state.replied == task.refused:
+            kept, refused = state.residual.clone(), codec.codec.carried(self._space, Context(task.seed, state.replied))
+            for slot in refused.slots:
+                self._space.view(kept, slot.name).zero_()
+            return replace(state, residual=kept)
         ctx = self._context(task, state.replied, codec, state)
         head, payloads = messages.split(state.reply)
         payload, _ = messages.cut(head.update, payloads)
@@ -183,43 +207,29 @@ class Client:
             raise RefusedError(Reason.POLICY, f"codec: {error}") from None
 
     def _job(self, task: pb.Task, start: Float[Tensor, " d"], codec: Codec | ErrorFeedback, ctx: Context) -> Job:
-        s = task.settings
-        labels: Any = s.labels
-        begin: Any = s.start or "global"
-        optimizer: Any = s.optimizer or "adamw"
-        slots: Any = s.slots or "all"
+        order = Stream(task.seed, Purpose.DATA, task.round, task.client)
+        dropout, carried = replace(order, purpose=Purpose.DROPOUT), None
         try:
-            settings = Settings(
-                s.local_steps,
-                s.batch_size,
-                s.learning_rate,
-                s.weight_decay,
-                s.clip_norm,
-                labels,
-                begin,
-                supermask=s.supermask,
-                optimizer=optimizer,
-                proximal=s.proximal,
-                slots=slots,
-            )
+            settings = read(task.settings)
+            if settings.slots == "carried":
+                plain = codec.codec if isinstance(codec, ErrorFeedback) else codec
+                carried = frozenset(slot.name for slot in plain.carried(self._space, ctx).slots)
+            return Job(start, self._data, settings, order, dropout, carried, self._rank)
         except ValueError as error:
             raise RefusedError(Reason.POLICY, f"settings: {error}") from None
-        order = Stream(task.seed, Purpose.DATA, task.round, task.client)
-        plain = codec.codec if isinstance(codec, ErrorFeedback) else codec
-        sent = plain.carried(self._space, ctx).slots if slots == "carried" else None
-        carried = None if sent is None else frozenset(slot.name for slot in sent)
-        return Job(start, self._data, settings, order, replace(order, purpose=Purpose.DROPOUT), carried)
 
     def _measure(
         self, measuring: Measuring, task: pb.Task, job: Job, public: Float[Tensor, " d"], ctx: Context
     ) -> list[bytes]:
         """The payloads of the statistics that a task asks for, of the job's start or of the public adapter."""
-        data = statistics.shareable(job.data, self._policy.least_examples)
-        drawing = replace(job, data=data, order=replace(job.order, part=1), dropout=replace(job.dropout, part=1))
+        least, most = self._policy.least_examples, self._policy.most_examples
+        data = statistics.shareable(job.data, least)
+        drawing = replace(job, order=replace(job.order, part=1), dropout=replace(job.dropout, part=1))
         found: dict[str, Tensor] = {}
         for name in dict.fromkeys(task.statistics):
-            one = replace(drawing, start=public) if name in statistics.AT_START else drawing
-            found |= measuring.statistics(one, [name], statistics.EXAMPLES[name])
+            some = statistics.drawn(name, data, least, most, drawing.order)
+            start = public if name in statistics.AT_START else job.start
+            found |= measuring.statistics(replace(drawing, start=start, data=some), [name], len(some))
         return statistics.pack(found, self._space, task.run, ctx)
 
     def _encode(

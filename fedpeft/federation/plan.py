@@ -4,10 +4,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedpeft.codecs import Codec, ErrorFeedback, Identity
+from fedpeft.codecs import Codec, Context, ErrorFeedback, Identity
 from fedpeft.federation.optimizer import ServerOptimizer
+from fedpeft.space import Space
 from fedpeft.strategies import Mean, Strategy
 from fedpeft.training import Settings
+
+ROUNDS_SEEN = 64  # of a codec that sends slots by turns
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Plan:
         buffer: 0: a round waits for all who are asked (or its deadline); K: it closes with K updates, whichever they
             are, while the other clients work on, and an update that answers an older round counts for less.
         deadline_s: seconds that a round waits for replies.
+        root: the node that trains on data which the server trusts, "" for none; it is asked in every round, and the
+            others' updates are not merged with its own but measured by it (`FLTrust`).
         largest_norm: an update of a larger L2 norm is refused.
         largest_weight: an update of a larger weight is refused.
 
@@ -49,6 +54,7 @@ class Plan:
     quorum: float = 1.0
     buffer: int = 0
     deadline_s: float = 3600.0
+    root: str = ""
     largest_norm: float = 1e4
     largest_weight: float = 1e7
 
@@ -82,6 +88,7 @@ class Plan:
                 f"{self.update_codec} reads the round's adapter, and with buffer: {self.buffer} updates answer several "
                 "rounds; set buffer: 0 or take another codec"
             )
+        self._check_root()
         if why := self.strategy.offline:
             raise ValueError(f"{self.strategy} cannot merge in a run: {why}; it is for merging adapters at hand")
         weights = self.strategy.needs or (self.strategy.anchored and not self.strategy.scores)
@@ -97,15 +104,34 @@ class Plan:
                 "set server_optimizer: SGD(lr=1.0), and put Scaled(..., factor) inside where longer steps are wanted"
             )
         asked = self.buffer or self.cohort or self.sites
-        if asked and asked < self.strategy.least:
+        if asked and asked < self.least:
+            beside = " besides the root's" if self.root else ""
             raise ValueError(
-                f"{self.strategy} merges at least {self.strategy.least} updates, and {asked} are asked for"
+                f"{self.strategy} merges at least {self.strategy.least} updates{beside}, and {asked} are asked for"
+            )
+
+    def _check_root(self) -> None:
+        if self.strategy.rooted and not self.root:
+            raise ValueError(
+                f"{self.strategy} needs a delta trained on data that the server trusts; name a site with some as root"
+            )
+        if self.root and not self.strategy.rooted:
+            raise ValueError(f"{self.strategy} goes by no root; take FLTrust(), or leave out root: {self.root}")
+        if self.root and self.buffer:
+            raise ValueError(
+                f"{self.strategy} takes the root's update of the same round, and with buffer: {self.buffer} updates "
+                "answer several; leave out the buffer"
             )
 
     @property
     def update_codec(self) -> Codec:
         """What decodes an update: the codec inside error feedback."""
         return self.codec.codec if isinstance(self.codec, ErrorFeedback) else self.codec
+
+    @property
+    def least(self) -> int:
+        """The fewest updates that a round can do with."""
+        return self.strategy.least + bool(self.root)
 
     def learning_rate(self, round_number: int) -> float:
         """The clients' learning rate in a round, from 1."""
@@ -118,7 +144,15 @@ class Plan:
             case "cosine":
                 return self.settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
+    def personal(self, space: Space) -> frozenset[str]:
+        """Names of the slots that sites train and never send, so that each goes on with its own."""
+        if self.settings.start != "own" or self.settings.slots != "all":
+            return frozenset()
+        rounds = range(1, min(self.rounds, ROUNDS_SEEN) + 1)
+        sent = {s.name for n in rounds for s in self.update_codec.carried(space, Context(self.seed, n)).slots}
+        return frozenset(slot.name for slot in space.slots if slot.name not in sent)
+
     def needed(self, asked: int) -> int:
         """How many clients must be counted where so many are asked."""
         expected = self.buffer or self.cohort or self.sites or asked
-        return max(self.strategy.least, math.ceil(self.quorum * expected - 1e-9))
+        return max(self.least, math.ceil(self.quorum * expected - 1e-9))

@@ -1,32 +1,26 @@
-"""One round of a server: who is asked, whose replies are counted, when it closes, and its sum."""
+"""One round of a server: who is asked, whose replies are counted, and when it closes."""
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
-
-from jaxtyping import Float
-from torch import Tensor
 
 from fedpeft.errors import QuorumError, Reason, RefusedError, SiteError
+from fedpeft.federation.counted import Counted
 from fedpeft.federation.events import Event, Happening, Watch
 from fedpeft.federation.journal import Journal, Record
 from fedpeft.federation.plan import Plan
-from fedpeft.federation.pools import Pools
 from fedpeft.federation.replies import Checked, FailedError, Replies
 from fedpeft.federation.state import ServerState
 from fedpeft.federation.tasks import Tasks, publish
 from fedpeft.federation.transport import Arrival, NodeId, Parcel, Transport
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
-from fedpeft.strategies import Context, Update, modules, product_error
 
 _FINAL = (Reason.BAD_PAYLOAD, Reason.FAILED, Reason.POLICY, Reason.OTHER_SPACE, Reason.OTHER_RUN, Reason.OTHER_ROUND)
 _GIVEN_UP = 8  # rounds
-_PROBES = 8  # for a few per cent of accuracy, at the cost of reading the updates once more
-_METRICS = ("loss", "train_s", "encode_s")
+_METRICS = ("loss", "own_accuracy", "train_s", "encode_s")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +45,14 @@ class Setting:
 
 
 class Round:
-    """A round from its opening to the merged delta; what the journal already holds of it is not done again.
+    """A round from its opening to its close; what the journal already holds of it is not done again.
 
     Args:
         setting: of the run.
         state: the server after the round before.
 
     Raises:
-        QuorumError: there is no client to ask.
+        QuorumError: there is no client to ask, or the plan's root is not there.
     """
 
     def __init__(self, setting: Setting, state: ServerState) -> None:
@@ -74,14 +68,18 @@ class Round:
         self._needed = self._plan.needed(self._wanted)
         before = state.public if self.number > 1 else None
         self._replies = Replies(self._plan, self._space, state.run, clients, self.public, before)
-        self._tasks = Tasks(
-            self._plan, self._space, self._journal, state, self.number, self.public, clients, self._needed
-        )
+        merged = self._needed - bool(self._plan.root)
+        self._tasks = Tasks(self._plan, self._space, self._journal, state, self.number, self.public, clients, merged)
 
     @property
     def accepted(self) -> list[Record]:
         """The updates that are counted, in node order; of one node's, in the order of the rounds they answer."""
         return sorted(self._journal.of("ACCEPT", self.number), key=lambda record: (record["node"], record["base"]))
+
+    @property
+    def counted(self) -> Counted:
+        """What there is to merge."""
+        return Counted(self._plan, self._space, self._journal, self._replies, self.public, self.number, self.accepted)
 
     @property
     def spoilt(self) -> dict[NodeId, int]:
@@ -105,63 +103,23 @@ class Round:
         self._check_quorum()
         self._journal.append("CLOSE", round=self.number)
 
-    def merged(self) -> Float[Tensor, " d"]:
-        """What the strategy makes of the updates, in node order: it has the same bits however replies came."""
-        updates, ctx = self._merging()
-        return self._plan.strategy.merge(self._pooled() or updates, ctx)
-
-    def product_error(self, merged: Float[Tensor, " d"]) -> float | None:
-        """How far the merged LoRA products are from the mean of the sites', estimated along a few directions.
-
-        None where there are no such products, or updates did not all begin at one adapter.
-        """
-        if not modules(self._space) or self._plan.buffer or self._plan.settings.supermask:
-            return None
-        updates, ctx = self._merging(statistics=False)
-        error = product_error(updates, merged, ctx, probes=_PROBES)
-        return error if math.isfinite(error) else None
-
-    def _merging(self, statistics: bool = True) -> tuple[Sequence[Update], Context]:
-        ctx = Context(self._space, self.public, self._plan.seed, self.number)
-        return _Counted(self.accepted, lambda record: self._read(record, statistics)), ctx
-
-    def _pooled(self) -> Sequence[Update]:
-        """The updates, summed before they are decoded; none where the strategy or the codec needs each for itself."""
-        pools = Pools()
-        for record in self.accepted if self._plan.strategy.averaging else ():
-            node, base = record["node"], record["base"]
-            sketch = self._replies.sketch(node, base)
-            if sketch is None:
-                return ()
-            values = sketch.values(self._replies.parts(node, self._journal.get(record["payload"]), base))
-            pools.add(sketch, values, record["weight"], self._factor(record))
-        return pools
-
-    def _factor(self, record: Record) -> float:
-        """What an update to an earlier round's task is multiplied by."""
-        return 1 / math.sqrt(1 + self.number - record["base"])
-
-    def _read(self, record: Record, beside: bool) -> Update:
-        sent = self._replies.read(record["node"], self._journal.get(record["payload"]), record["base"])
-        if record["base"] != self.number:
-            sent = sent * self._factor(record)
-        statistics = {
-            name: self._replies.read_statistic(name, record["node"], self._journal.get(digest), record["base"])
-            for name, digest in (record["statistics"] if beside else {}).items()
-        }
-        return Update(sent, record["weight"], statistics)
-
     def _open(self, step: bytes) -> None:
         """Choose who is asked: of who is there now, and, where the round is taken up again, who was counted before."""
         counted = {record["node"] for record in self.accepted}
         nodes = sorted(set(self._setting.transport.nodes()) - counted)
         if not nodes and not counted:
             raise QuorumError(f"round {self.number}: there is no client to ask")
+        root = {self._plan.root} - {""}
+        if missing := root - counted - set(nodes):
+            raise QuorumError(
+                f"round {self.number}: the root, {missing.pop()!r}, is not there; {len(nodes)} others are"
+            )
         known = _numbers(self._journal, self.number)
         new = sorted(set(nodes) - known.keys())
-        order = Stream(self._plan.seed, Purpose.COHORT, self.number).permutation(len(nodes))
-        places = max(0, self._plan.cohort - len(counted)) if self._plan.cohort else len(nodes)
-        cohort = sorted(counted | {nodes[i] for i in order[:places]})
+        drawn = [node for node in nodes if node not in root]
+        order = Stream(self._plan.seed, Purpose.COHORT, self.number).permutation(len(drawn))
+        places = max(0, self._plan.cohort - len(counted | root)) if self._plan.cohort else len(drawn)
+        cohort = sorted(counted | root | {drawn[i] for i in order[:places]})
         self._journal.append(
             "OPEN",
             round=self.number,
@@ -287,25 +245,6 @@ class Round:
         raise QuorumError(
             f"round {self.number}: {counted} of {self._wanted} clients were counted, {self._needed} needed: {reasons}"
         )
-
-
-class _Counted(Sequence[Update]):
-    """The updates of a round, each read from the journal whenever it is asked for."""
-
-    def __init__(self, records: Sequence[Record], read: Callable[[Record], Update]) -> None:
-        self._records, self._read = records, read
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, index: int) -> Update: ...
-    @overload
-    def __getitem__(self, index: slice) -> "_Counted": ...
-    def __getitem__(self, index: int | slice) -> "Update | _Counted":
-        if isinstance(index, slice):
-            return _Counted(self._records[index], self._read)
-        return self._read(self._records[index])
 
 
 def _numbers(journal: Journal, number: int) -> dict[NodeId, int]:

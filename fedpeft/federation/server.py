@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from fedpeft.codecs import Context
-from fedpeft.errors import JournalError, PayloadError, RunError, SpaceError
+from fedpeft.errors import JournalError, PayloadError, QuorumError, RunError, SpaceError
 from fedpeft.federation import broadcast
 from fedpeft.federation.events import Event, Happening, Watch, unwatched
 from fedpeft.federation.journal import Journal, Record
-from fedpeft.federation.plan import Plan
+from fedpeft.federation.plan import ROUNDS_SEEN, Plan
 from fedpeft.federation.round import Round, Setting
+from fedpeft.federation.row import row
 from fedpeft.federation.state import ServerState
 from fedpeft.federation.tasks import kept_steps
 from fedpeft.federation.transport import Transport
 from fedpeft.space import Space
 
 _PATIENCE = 3  # rounds whose step is left out, one after another
-_ROUNDS_SEEN = 64  # of a codec that sends slots by turns
 
 Evaluate: TypeAlias = Callable[[Float[Tensor, " d"]], Mapping[str, float]]
 
@@ -137,16 +137,13 @@ class Server:
         folded = time.perf_counter()
         scores = self._scores(vector)
         ended = time.perf_counter()
-        error = None if merged is None else current.product_error(merged)
+        error = None if merged is None else current.counted.product_error(merged)
         seconds = {"fold_s": folded - closed, "evaluate_s": ended - folded, "round_s": ended - began}
-        metrics = (
-            self._metrics(current.number, accepted, scores) | {"product_error": error, "left_out": left_out} | seconds
-        )
+        metrics = row(self._plan, self._space, self._journal, current.number, accepted, scores)
+        metrics |= {"product_error": error, "left_out": left_out} | seconds
         self._commit(state, metrics)
         if all(row.get("left_out") for row in self.history()[-_PATIENCE:]) and current.number >= _PATIENCE:
-            raise RunError(
-                f"the steps of {_PATIENCE} rounds in a row were left out: {left_out}; lower the learning rates"
-            )
+            raise RunError(f"the steps of {_PATIENCE} rounds in a row were left out: {left_out}")
         return metrics
 
     def _step(self, current: Round) -> tuple[Float[Tensor, " d"], dict[str, Tensor], Float[Tensor, " d"] | None, str]:
@@ -156,7 +153,7 @@ class Server:
         is taken up. One round is lost instead, and said to be.
         """
         try:
-            merged = current.merged()
+            merged = current.counted.merged()
             vector, optimizer = self._plan.optimizer.step(
                 self.state.vector,
                 merged,
@@ -165,8 +162,8 @@ class Server:
             )
             if (vector.abs() <= broadcast.LARGEST).all():
                 return vector, optimizer, merged, ""
-            why = "the adapter went beyond the range of fp16"
-        except (LinAlgError, PayloadError) as error:
+            why = "the adapter went beyond the range of fp16; lower the learning rates"
+        except (LinAlgError, PayloadError, QuorumError) as error:
             why = f"the updates cannot be merged: {error}"
         facts = {"why": f"the step of round {current.number} was left out: {why}"}
         self._setting.watch(Event(Happening.ALARM, round=current.number, facts=facts))
@@ -191,50 +188,8 @@ class Server:
         self._journal.forget(state.round)
         self._setting.watch(Event(Happening.COMMITTED, round=state.round, facts=metrics))
 
-    def _metrics(self, number: int, accepted: Sequence[Record], scores: Mapping[str, float]) -> Record:
-        """The row of a round; bytes are those of whole messages as sent, refused and repeated ones too.
-
-        The fp32 baseline is 4 bytes a parameter, once for each site asked and once for each update counted.
-        """
-        asks = [record["bytes"] for record in self._journal.of("ASK", number)]
-        arrived = self._journal.of("ACCEPT", number) + self._journal.of("REFUSE", number)
-        dense = 4 * self._space.numel
-
-        def total(name: str) -> float:
-            return float(sum(max(0.0, record["metrics"].get(name, 0.0)) for record in accepted))
-
-        return {
-            "round": number,
-            "loss": scores.get("loss"),
-            "accuracy": scores.get("accuracy"),
-            "train_loss": _mean_loss(accepted),
-            "learning_rate": self._plan.learning_rate(number),
-            "up_bytes": sum(record["up_bytes"] for record in arrived),
-            "down_bytes": sum(sum(ask.values()) for ask in asks),
-            "up_bytes_fp32": dense * len(accepted),
-            "down_bytes_fp32": dense * len({node for ask in asks for node in ask}),
-            "counted": len(accepted),
-            "refused": len(arrived) - len(accepted),
-            "train_s": total("train_s"),
-            "encode_s": total("encode_s"),
-            "sites": {
-                record["node"]: {
-                    "up_bytes": record["up_bytes"],
-                    "down_bytes": sum(ask.get(record["node"], 0) for ask in asks),
-                    "weight": record["weight"],
-                }
-                for record in accepted
-            },
-        }
-
     def _scores(self, vector: Float[Tensor, " d"]) -> dict[str, float]:
         return dict(self._evaluate(vector)) if self._evaluate else {}
-
-
-def _mean_loss(accepted: Sequence[Record]) -> float | None:
-    """Of the sites that trained, by weight; None where none did."""
-    told = [(record["weight"], record["metrics"]["loss"]) for record in accepted if "loss" in record["metrics"]]
-    return sum(weight * loss for weight, loss in told) / sum(weight for weight, _ in told) if told else None
 
 
 def _check_carried(plan: Plan, space: Space) -> None:
@@ -244,7 +199,7 @@ def _check_carried(plan: Plan, space: Space) -> None:
         ValueError: they do not.
     """
     settled = plan.strategy.settled(space)
-    for number in range(1, min(plan.rounds, _ROUNDS_SEEN) + 1):
+    for number in range(1, min(plan.rounds, ROUNDS_SEEN) + 1):
         carried = {slot.name for slot in plan.update_codec.carried(space, Context(plan.seed, number)).slots}
         if left := sorted(settled - carried):
             raise ValueError(

@@ -12,6 +12,7 @@ from fedpeft.errors import Reason
 from fedpeft.federation import broadcast
 from fedpeft.federation.journal import Journal, Record
 from fedpeft.federation.plan import Plan
+from fedpeft.federation.settings import of_round
 from fedpeft.federation.state import ServerState
 from fedpeft.federation.transport import Common, NodeId, Parcel
 from fedpeft.space import Space
@@ -109,7 +110,6 @@ class Tasks:
         task.broadcasts.add(to_round=number, codec=repr(broadcast.WHOLE), payload=whole)
 
     def _head(self, node: NodeId) -> pb.Task:
-        settings = self._plan.settings
         return pb.Task(
             run=self._state.run,
             round=self._number,
@@ -121,19 +121,7 @@ class Tasks:
             strategy=repr(self._plan.strategy),
             merged=self._merged,
             statistics=sorted(self._plan.strategy.asks(self._number)),
-            settings=pb.Settings(
-                local_steps=settings.local_steps if self._plan.strategy.trains(self._number) else 0,
-                batch_size=settings.batch_size,
-                learning_rate=self._plan.learning_rate(self._number),
-                weight_decay=settings.weight_decay,
-                clip_norm=settings.clip_norm,
-                labels=settings.labels,
-                start=settings.start,
-                supermask=settings.supermask,
-                optimizer=settings.optimizer,
-                proximal=settings.proximal,
-                slots=settings.slots,
-            ),
+            settings=of_round(self._plan, self._number),
         )
 
     def _answered(self, node: NodeId, kind: str, why: str = "") -> list[int]:

@@ -1,4 +1,4 @@
-"""Adding four vectors at once to float64 sums, each coordinate in the order of the vectors."""
+"""Adding vectors to float64 sums, four at once, each coordinate in the order of the vectors."""
 
 from collections.abc import Sequence
 
@@ -69,30 +69,31 @@ def _vote_four(
         sums[i + 2 * BLOCK], sums[i + 3 * BLOCK] = for_plus, for_minus
 
 
-def _four(vectors: Sequence[NDArray[np.float32]], size: int) -> list[NDArray[np.float32]]:
-    """The vectors, and zeros that add nothing.
+def _fours(vectors: Sequence[NDArray[np.float32]], size: int) -> list[NDArray[np.float32]]:
+    """The vectors, and as many of zeros, which add nothing, as make whole fours of them.
 
     Raises:
-        ValueError: there are more than four, or one has another size.
+        ValueError: one has another size or type.
     """
-    if len(vectors) > TOGETHER or any(x.shape != (size,) or x.dtype != np.float32 for x in vectors):
+    if any(x.shape != (size,) or x.dtype != np.float32 for x in vectors):
         shapes = [f"{x.dtype}{x.shape}" for x in vectors]
-        raise ValueError(f"vectors: expected at most {TOGETHER} of float32({size},), got {shapes}")
-    whole = [np.require(x, np.float32, ["C", "A", "W"]) for x in vectors]
-    return whole if len(whole) == TOGETHER else whole + [np.zeros(size, np.float32)] * (TOGETHER - len(whole))
+        raise ValueError(f"vectors: expected each of float32({size},), got {shapes}")
+    whole = [x if x.flags.carray else np.require(x, np.float32, ["C", "A", "W"]) for x in vectors]
+    spare = -len(whole) % TOGETHER
+    return whole + [np.zeros(size, np.float32)] * spare if spare else whole
 
 
-def _numbers(given: Sequence[float]) -> NDArray[np.float64]:
-    out = np.zeros(TOGETHER)
+def _numbers(given: Sequence[float], size: int = TOGETHER) -> NDArray[np.float64]:
+    out = np.zeros(size)
     out[: len(given)] = given
     return out
 
 
 def add_scaled(vectors: Sequence[NDArray[np.float32]], weights: Sequence[float], total: NDArray[np.float64]) -> None:
-    """Add weight * vector to `total` float64[n], one vector after the other.
+    """Add weight * vector to `total` float64[n], one vector after the other; let `total` be small enough for the cache.
 
     Args:
-        vectors: at most four, float32[n].
+        vectors: float32[n], any number of them.
         weights: one for each.
         total: where to.
 
@@ -105,8 +106,11 @@ def add_scaled(vectors: Sequence[NDArray[np.float32]], weights: Sequence[float],
         ValueError: the numbers do not fit each other.
     """
     writable(total, np.float64, "total")
-    a, b, c, d = _four(vectors, total.size)
-    _add_four(a, b, c, d, _numbers(weights), total)
+    whole = _fours(vectors, total.size)
+    numbers = _numbers(weights, len(whole))
+    for k in range(0, len(whole), TOGETHER):
+        a, b, c, d = whole[k : k + TOGETHER]
+        _add_four(a, b, c, d, numbers[k : k + TOGETHER], total)
 
 
 def add_votes(
@@ -131,9 +135,11 @@ def add_votes(
     """
     writable(sums, np.float64, "sums")
     size = vectors[0].size
+    if len(vectors) > TOGETHER:
+        raise ValueError(f"vectors: expected at most {TOGETHER}, got {len(vectors)}")
     if sums.size != TOGETHER * BLOCK or size > BLOCK:
         raise ValueError(f"sums: expected 4 times {BLOCK} numbers for at most {BLOCK}, got {sums.size} for {size}")
     lowest = np.full(TOGETHER, np.inf, np.float32)
     lowest[: len(least)] = least
-    a, b, c, d = _four(vectors, size)
+    a, b, c, d = _fours(vectors, size)
     _vote_four(a, b, c, d, np.maximum(lowest, SMALLEST), _numbers(values), _numbers(votes), sums)

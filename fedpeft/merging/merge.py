@@ -124,7 +124,7 @@ def stack_adapters(
 
 
 def _check_usable(strategy: Strategy) -> None:
-    needs = sorted(strategy.needs | getattr(strategy, "given", frozenset()))
+    needs = sorted(strategy.needs | ({"root"} if strategy.rooted else set()))
     if needs:
         raise ValueError(
             f"{strategy} needs {' and '.join(map(repr, needs))} of somebody's data, which no adapter's folder holds; "

@@ -93,6 +93,7 @@ class Strategy(ABC):
     * `settles`: it says where some parameters shall be (those of the slots `settled`), not where they shall move, so
       the server's optimizer must be SGD(lr=1.0), which goes all the way and no further;
     * `scores`: what it merges are the scores of a supermask, not weights;
+    * `rooted`: it measures updates by one that is trusted, `told["root"]`: in a run, that of the node named as root;
     * `offline`: why it is for merging adapters at hand alone, and not for a run; "" where it is for both;
     * `least`: the fewest updates that it can merge.
     """
@@ -104,6 +105,7 @@ class Strategy(ABC):
     anchored: ClassVar[bool] = False
     settles: ClassVar[bool] = False
     scores: ClassVar[bool] = False
+    rooted: ClassVar[bool] = False
 
     @property
     def offline(self) -> str:

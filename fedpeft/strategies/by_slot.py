@@ -67,6 +67,11 @@ class BySlot(Additive):
         return next((why for strategy in self._all if (why := strategy.offline)), "")
 
     @property
+    def rooted(self) -> bool:  # type: ignore[override]
+        """Whether any of them goes by a trusted update."""
+        return any(strategy.rooted for strategy in self._all)
+
+    @property
     def scores(self) -> bool:  # type: ignore[override]
         """Whether any of them merges scores."""
         return any(strategy.scores for strategy in self._all)

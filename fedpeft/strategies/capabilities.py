@@ -152,7 +152,7 @@ def _needs(kind: Callable[..., Strategy]) -> str:
     for choice, other in _choices(strategy):
         if other.needs != own:
             found.append(" and ".join(f"`{name}`" for name in sorted(other.needs)) + f" with `{choice}`")
-    found += [f'`told["{name}"]`' for name in sorted(getattr(strategy, "given", ()))]
+    found += ["the run's `root`"] if strategy.rooted else []
     if strategy.scores:
         found.append("`training.supermask`")
     if not all(strategy.trains(number) for number in _ROUNDS):

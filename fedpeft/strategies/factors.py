@@ -64,19 +64,21 @@ class Spectrum:
         """The best approximation of at most this rank."""
         return Spectrum(self.u[:, :rank], self.s[:rank], self.v[:rank])
 
-    def balanced(self, rank: int, scaling: float = 1.0, near: Factors | None = None) -> Factors:
+    def balanced(self, rank: int, scaling: float = 1.0, near: Factors | None = None, ordered: bool = False) -> Factors:
         """The best approximation of a rank, as factors of equal size: b^T b = a a^T.
 
         Without a neighbour the largest entry of each column of u is made positive. With one, the factors are turned
         (b R and R^T a, with the orthogonal R of the Procrustes problem) to lie as near to it as they can: the product
-        is the same, but from round to round the factors move no more than it does. Where the matrix has less than
-        this rank, what is left of a is taken from the neighbour, with zeros in b: a row of zeros in both would have
-        no gradient and could never be trained again.
+        is the same, but from round to round the factors move no more than it does. `ordered` ones are not turned: the
+        k-th column of b and row of a have the k-th singular value, and the neighbour's sign. Where the matrix has less
+        than this rank, what is left of a is taken from the neighbour, with zeros in b: a row of zeros in both would
+        have no gradient and could never be trained again.
 
         Args:
             rank: columns of b, at least 0.
             scaling: of the factors, more than 0.
             near: factors of that rank.
+            ordered: leave the largest components first.
         """
         k = min(rank, self.rank)
         root = (self.s[:k] / scaling).sqrt()
@@ -87,7 +89,11 @@ class Spectrum:
         a = torch.cat([a, _fresh(rank - k, v, near)], 0)
         if near is None:
             return Factors(b, a, scaling)
-        left, _, right = torch.linalg.svd(b.T @ near.b + a @ near.a.T)
+        shared = b.T @ near.b + a @ near.a.T
+        if ordered:
+            sign = torch.where(shared.diagonal() < 0, -1.0, 1.0).double()
+            return Factors(b * sign, sign[:, None] * a, scaling)
+        left, _, right = torch.linalg.svd(shared)
         turn = left @ right
         return Factors(b @ turn, turn.T @ a, scaling)
 

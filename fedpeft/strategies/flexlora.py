@@ -19,9 +19,12 @@ class FlexLoRA(ByProduct):
 
     Args:
         rank: cut to fewer directions than the adapter has, at least 1; None: to as many as it has.
+        ordered: by falling singular value and not turned towards the start, for sites that train the first components
+            alone: the authors cut the mean to each client's rank, and these are the same directions.
     """
 
     rank: int | None = None
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
@@ -32,7 +35,7 @@ class FlexLoRA(ByProduct):
         for module in layers(cohort):
             mean = spectrum_of_sum(cohort.factors(module), cohort.shares)
             kept = min(self.rank or module.rank, module.rank)
-            yield module, mean.cut(kept).balanced(module.rank, near=cohort.start(module))
+            yield module, mean.cut(kept).balanced(module.rank, near=cohort.start(module), ordered=self.ordered)
 
 
 def best_mean(terms: Sequence[Factors], weights: Sequence[float], rank: int, scaling: float = 1.0) -> Factors:

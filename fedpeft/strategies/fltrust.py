@@ -18,14 +18,12 @@ class FLTrust(Additive):
     adapter, on a small clean data set of its own: no strategy can make it, so it is given as `told["root"]` of the
     context, float64 or float32 of shape (d,), and nothing is merged without it. Where no update points with g, the
     delta is 0; where g is 0, too. Weights, which sites report of themselves, count for nothing.
+
+    In a run g is the update of the node that the experiment names as `root`, a site of the server's own operator. The
+    strategy then stands by itself: inside another one it is for merging adapters at hand.
     """
 
-    given: ClassVar[frozenset[str]] = frozenset({"root"})
-
-    @property
-    def offline(self) -> str:
-        """A server has no trusted delta to give it."""
-        return "it needs a delta trained on data that the server trusts, and a server has none"
+    rooted: ClassVar[bool] = True
 
     def lift(self, update: Update, ctx: Context) -> Summands:
         """The delta at the length of the trusted one, times the trust in it; and the trust.

@@ -72,13 +72,30 @@ def add_weighted(total: Float[Tensor, " d"], updates: Sequence[Update], coeffici
     dense = [(_array(u), c) for u, c in zip(updates, coefficients, strict=True) if not _is_ternary(u)]
     for begin in range(0, sums.size if dense else 0, BLOCK):
         block = slice(begin, begin + BLOCK)
-        for four in _batches(dense, folding.TOGETHER):
-            kernels.add_scaled([x[block] for x, _ in four], [c for _, c in four], sums[block])
+        kernels.add_scaled([x[block] for x, _ in dense], [c for _, c in dense], sums[block])
     ternary = [(u.sent, c) for u, c in zip(updates, coefficients, strict=True) if isinstance(u.sent, TernaryDelta)]
     for some in _batches(ternary, _MANY):
         sent, values = zip(*some, strict=True)
         for part in stacked(sent):
             kernels.add_plane_values(*part.planes, part.edges, part.scales, _padded(values), sums[part.where])
+
+
+def all_dense(updates: Sequence[Update]) -> bool:
+    """Whether none is ternary."""
+    return not any(map(_is_ternary, updates))
+
+
+def mean_of_dense(updates: Sequence[Update], numel: int) -> Float[Tensor, " d"]:
+    """The weighted mean of dense updates of one size, to the bits of their sum: none of it is held but a block."""
+    merged, held = empty(numel), torch.zeros(min(BLOCK, numel), dtype=torch.float64)
+    dense, weights = [_array(update) for update in updates], [update.weight for update in updates]
+    whole = sum(weights)
+    for begin in range(0, numel, BLOCK):
+        block = slice(begin, min(begin + BLOCK, numel))
+        sums = held[: block.stop - begin].zero_()
+        kernels.add_scaled([x[block] for x in dense], weights, sums.numpy())
+        merged[block] = sums.div_(whole)
+    return merged
 
 
 def add_by_sign(

@@ -22,6 +22,11 @@ class MaTS(Additive):
     clients mind most, so where little is known, or after few iterations, the mean stands. Run to the end it is Fisher
     merging, and RegMean without its shrinkage.
 
+    "kronecker" is the Fisher information of each B in factors: the authors' K-FAC has E[z z^T] of the inputs z times
+    E[g g^T] of the gradients g at the outputs, out x out numbers, more than B's own. Here the second factor is its
+    diagonal, which the statistics there are tell: C V = diag(f) V G / tr G for f the sums of rows of the diagonal
+    Fisher information and G the Gram, so that a change of what z does together counts once.
+
     Passes: one for the mean, one for the residual there, one for each iteration. Memory: four vectors of the adapter's
     size in float64 on the server and the product of one client, whatever their number. Each pass after the first uses
     the statistics alone, but updates that are decoded when they are read are decoded in every pass. The authors' code
@@ -31,22 +36,22 @@ class MaTS(Additive):
     Args:
         iterations: of conjugate gradients, from 1.
         metric: C_k is "fisher" everywhere; or "gram" of each B, with the weighted mean elsewhere; or "both", the Gram
-            of each B and Fisher elsewhere.
+            of each B and Fisher elsewhere; or "kronecker", the factors of each B and Fisher elsewhere.
     """
 
     iterations: int = 20
-    metric: Literal["fisher", "gram", "both"] = "fisher"
+    metric: Literal["fisher", "gram", "both", "kronecker"] = "fisher"
 
     def __post_init__(self) -> None:
         if not 1 <= self.iterations <= 10_000:
             raise ValueError(f"iterations must lie in [1, 10000], got {self.iterations}")
-        if self.metric not in ("fisher", "gram", "both"):
-            raise ValueError(f"metric must be 'fisher', 'gram' or 'both', got {self.metric!r}")
+        if self.metric not in ("fisher", "gram", "both", "kronecker"):
+            raise ValueError(f"metric must be 'fisher', 'gram', 'both' or 'kronecker', got {self.metric!r}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The statistics that the metric is made of."""
-        return frozenset({"fisher", "gram"} if self.metric == "both" else {self.metric})
+        return frozenset({"fisher", "gram"} if self.metric in ("both", "kronecker") else {self.metric})
 
     @property
     def passes(self) -> int:
@@ -71,7 +76,11 @@ class MaTS(Additive):
                 gram = own.view(update.statistics["gram"], slot.name).double()
                 # No Gram that a server lets pass is then singular, or worse.
                 known = (gram + gram.T) / 2 + 2.0**-20 * gram.trace() * torch.eye(len(gram), dtype=torch.float64)
-                space.view(product, slot.name).copy_(space.view(vector, slot.name) @ known * update.weight)
+                minded = space.view(vector, slot.name) @ known * update.weight
+                if self.metric == "kronecker":
+                    fisher = space.view(update.statistics["fisher"], slot.name).double()
+                    minded *= fisher.sum(1, keepdim=True) / (known.trace() or 1.0)
+                space.view(product, slot.name).copy_(minded)
         return product
 
     def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"] | Broadcast:

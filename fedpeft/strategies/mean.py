@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.strategies.base import Additive, Context, Summands, Update
-from fedpeft.strategies.folding import add_weighted, blocks, empty, zeros
+from fedpeft.strategies.base import Additive, Context, Summands, Update, check, check_number
+from fedpeft.strategies.folding import add_weighted, all_dense, blocks, empty, mean_of_dense, zeros
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,11 @@ class Mean(Additive):
         for block, sums in blocks(total, ctx.space.numel):
             merged[block] = sums["sum"] / sums["weight"]
         return merged
+
+    def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
+        """Fold the updates; dense ones that are in memory anyway block by block, without a sum of the whole."""
+        if type(self) is not Mean or not isinstance(updates, list | tuple) or not all_dense(updates):
+            return super().merge(updates, ctx)
+        check_number(self, updates)
+        check(updates, ctx)
+        return mean_of_dense(updates, ctx.space.numel)

@@ -23,7 +23,8 @@ class Scaled(After):
     the same to PEFT modules. A LoRA's step is the product B A, so to negate a whole adapter negate one of its factors:
     `by_slot({"lora_B": Scaled(Mean(), -1.0)}, default=Mean())`; minus both is the same product again.
 
-    The literature's sum over tasks is `Scaled(Mean(), lambda * number of tasks)` at equal weights.
+    The literature's sum over tasks is `Scaled(Mean(), lambda * number of tasks)` at equal weights. What says where
+    parameters shall be cannot be scaled in a run: a part of the way to other factors, or to another order, is neither.
 
     >>> from fedpeft.space import Slot, Space
     >>> from fedpeft.strategies.mean import Mean
@@ -42,6 +43,13 @@ class Scaled(After):
         super().__post_init__()
         if not math.isfinite(self.factor):
             raise ValueError(f"factor must be finite, got {self.factor}")
+
+    @property
+    def offline(self) -> str:
+        """Why the strategy inside cannot merge in a run; or that it settles, and a factor leads elsewhere."""
+        if self.strategy.settles and self.factor != 1:
+            return f"{self.strategy} says where parameters shall be, and {self.factor:g} times the way leads elsewhere"
+        return self.strategy.offline
 
     def after(self, merged: Float[Tensor, " d"], ctx: Context) -> Float[Tensor, " d"]:
         """The product."""

@@ -57,6 +57,11 @@ class Wrapper(Additive):
         return self.strategy.offline
 
     @property
+    def rooted(self) -> bool:  # type: ignore[override]
+        """Whether the strategy inside goes by a trusted update."""
+        return self.strategy.rooted
+
+    @property
     def scores(self) -> bool:  # type: ignore[override]
         """Whether the strategy inside merges scores."""
         return self.strategy.scores

@@ -1,5 +1,5 @@
 """Local training on one resident base model."""
 
-from fedpeft.training.base import Encoded, Job, Measuring, Settings, Trained, Trainer
+from fedpeft.training.base import Encoded, Evaluating, Job, Measuring, Settings, Trained, Trainer
 
-__all__ = ["Encoded", "Job", "Measuring", "Settings", "Trained", "Trainer"]
+__all__ = ["Encoded", "Evaluating", "Job", "Measuring", "Settings", "Trained", "Trainer"]

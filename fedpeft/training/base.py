@@ -101,6 +101,10 @@ class Job:
         order: draws the order of examples.
         dropout: draws dropout masks.
         slots: names of those that are trained; None for all.
+        rank: how many components of each LoRA product are trained, the first ones; 0 for all.
+
+    Raises:
+        ValueError: components of a supermask's scores are asked for.
     """
 
     start: Float[Tensor, " d"]
@@ -109,6 +113,11 @@ class Job:
     order: Stream
     dropout: Stream
     slots: frozenset[str] | None = None
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank and self.settings.supermask:
+            raise ValueError(f"a supermask's scores have no components, and a rank of {self.rank} is set; leave it out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +133,15 @@ class Trainer(Protocol):
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """Work on all jobs, each from its own start."""
+        ...
+
+
+@runtime_checkable
+class Evaluating(Trainer, Protocol):
+    """A trainer that can say how good an adapter is."""
+
+    def evaluate(self, vector: Float[Tensor, " d"], data: Encoded) -> Mapping[str, float]:
+        """Mean `loss` and `accuracy` on examples."""
         ...
 
 

@@ -15,6 +15,7 @@ from fedpeft.errors import ConfigError, DataError
 from fedpeft.random import Stream, scoped_torch_generator
 from fedpeft.strategies.statistics import statistic_space
 from fedpeft.training.base import Encoded, Job, Settings, Trained
+from fedpeft.training.components import Leading
 from fedpeft.training.models import BaseModel, Task
 from fedpeft.training.statistics import Grams, Heads, Squares, drawn
 from fedpeft.training.supermask import trained
@@ -149,7 +150,11 @@ class FirstOrderTrainer:
 
     def _train(self, job: Job) -> Trained:
         settings = job.settings
-        held = trained(self.adapted, job.start, settings.supermask, job.order.seed)
+        held = (
+            Leading(self.adapted, job.start, job.rank)
+            if job.rank
+            else trained(self.adapted, job.start, settings.supermask, job.order.seed)
+        )
         self.adapted.model.train()
         losses = []
         with self.adapted.training(job.slots), scoped_torch_generator(job.dropout, self.device):

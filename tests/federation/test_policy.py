@@ -1,7 +1,7 @@
 """A site's policy: what it allows passes, what it does not is refused by the rule's name, before anything is done."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from fedpeft._proto import federation_pb2 as pb
 from fedpeft.codecs import ErrorFeedback, Ternary, Uniform
+from fedpeft.config import PolicySection
 from fedpeft.errors import QuorumError, Reason, RefusedError
 from fedpeft.federation import Client, ClientStore, Journal, Plan, Policy, messages
+from fedpeft.federation.settings import of_round
 from fedpeft.runtime.memory import MemoryTransport
+from fedpeft.training import Settings
 from tests.federation import world
 from tests.federation.world import SPACE
 
@@ -22,6 +25,7 @@ STRICT = Policy(
     codecs=("ErrorFeedback", "Ternary"),
     broadcasts=("Uniform",),
     strategies=("Mean",),
+    settings=("labels", "proximal"),
     most_local_steps=10,
     largest_learning_rate=1e-3,
     min_cohort=3,
@@ -31,10 +35,10 @@ STRICT = Policy(
 
 def task(**changes: object) -> pb.Task:
     """One that the strict policy allows but for the changes."""
-    settings = pb.Settings(local_steps=10, learning_rate=1e-3)
-    for name in ("local_steps", "learning_rate"):
-        if name in changes:
-            setattr(settings, name, changes.pop(name))
+    settings = of_round(Plan(rounds=1, settings=Settings(10, learning_rate=1e-3)), 1)
+    for field in fields(Settings):
+        if field.name in changes:
+            setattr(settings, field.name, changes.pop(field.name))
     broadcasts = [pb.Broadcast(from_round=1, to_round=2, codec=str(changes.pop("broadcast", "Uniform(bits=4)")))]
     facts = {
         "codec": "ErrorFeedback(Ternary(density=0.2))",
@@ -48,6 +52,8 @@ def task(**changes: object) -> pb.Task:
 def test_what_is_allowed_passes() -> None:
     STRICT.check(task(), BASE)
     STRICT.check(task(local_steps=1, learning_rate=1e-9, merged=100, codec="Ternary()"), BASE)
+    STRICT.check(task(labels="own", proximal=0.1), BASE)
+    STRICT.check(task(start="", optimizer="", slots=""), BASE)
     Policy().check(pb.Task(codec="anything", merged=1, settings=pb.Settings(learning_rate=1e9)), "")
 
 
@@ -69,6 +75,16 @@ def test_what_is_allowed_passes() -> None:
         ({"learning_rate": 2e-3}, "largest_learning_rate: this site allows at most 0.001, was asked for 0.002"),
         ({"learning_rate": math.nan}, "largest_learning_rate: this site allows at most 0.001, was asked for nan"),
         ({"learning_rate": math.inf}, "largest_learning_rate"),
+        (
+            {"supermask": 0.5},
+            "settings: this site allows supermask: 0.0, and others of labels, proximal, was asked for",
+        ),
+        ({"optimizer": "sgd"}, "was asked for optimizer: sgd"),
+        ({"slots": "carried"}, "was asked for slots: carried"),
+        ({"start": "own"}, "was asked for start: own"),
+        ({"clip_norm": 0.0}, "settings: this site allows clip_norm: 1.0, and others of"),
+        ({"weight_decay": math.nan}, "was asked for weight_decay: nan"),
+        ({"slots": "x" * 5000}, "was asked for slots: xxx"),
         ({"merged": 2}, "min_cohort: this site allows at least 3 sites, was asked for a merge of 2"),
         ({"privacy": []}, "privacy: this site allows masking in force, was asked for a task without masking"),
         ({"privacy": ["noise"]}, "a task without masking"),
@@ -114,6 +130,7 @@ def test_no_rule_makes_another_one_weaker(steps: int, rate: float, merged: int, 
         Policy(largest_learning_rate=1e-3),
         Policy(min_cohort=3),
         Policy(codecs=STRICT.codecs),
+        Policy(settings=STRICT.settings),
     ]
     assert allows(STRICT) == all(map(allows, alone))
     assert allows(Policy()) == (merged > 0 and not math.isnan(rate))
@@ -131,6 +148,27 @@ def test_a_policy_checks_its_numbers(change: dict[str, float]) -> None:
 def test_a_policy_asks_for_protections_that_there_are() -> None:
     with pytest.raises(ValueError, match=r"expected some of \['masking', 'noise'\], got \['magic'\]"):
         Policy(privacy=("magic",))
+
+
+def test_a_policy_names_settings_that_there_are_and_no_bound() -> None:
+    for name in ("supermasks", "local_steps"):
+        with pytest.raises(ValueError, match=rf"settings: expected some of \['weight_decay', .*\], got \['{name}'\]"):
+            Policy(settings=(name,))
+    assert {field.name for field in fields(Settings)} == {field.name for field in pb.Settings.DESCRIPTOR.fields}
+
+
+def test_nothing_but_the_defaults_is_allowed_by_an_empty_list() -> None:
+    Policy(settings=()).check(task(), BASE)
+    with pytest.raises(RefusedError, match="settings: this site allows labels: all, was asked for labels: own"):
+        Policy(settings=()).check(task(labels="own"), BASE)
+
+
+def test_at_most_as_many_examples_as_at_least() -> None:
+    assert Policy(least_examples=9, most_examples=9).most_examples == 9
+    with pytest.raises(ValueError, match="most_examples must be at least least_examples, 9, got 8"):
+        Policy(least_examples=9, most_examples=8)
+    with pytest.raises(ValueError, match="most_examples must be at least least_examples, 5, got 4"):
+        PolicySection(most_examples=4)
 
 
 def test_the_servers_operator_learns_which_site_refused_and_why(tmp_path: Path) -> None:

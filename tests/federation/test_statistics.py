@@ -116,10 +116,8 @@ def test_a_buffer_merges_statistics_of_older_rounds(tmp_path: Path, strategy: St
 def packed(name: str, vector: torch.Tensor, data: bytes, round_number: int = 1, space: Space = SPACE) -> bytes:
     """The payload of a statistic as the second client would send it, whatever it holds."""
     codec = beside._CODECS[name]
-    own = statistic_space(name, space)
-    parts = (
-        Identity("float32").encode(vector, own, Context()) if name == "gram" else codec.encode(vector, own, Context())
-    )
+    own = beside.sent_space(name, space)
+    parts = codec.encode(vector, own, Context())
     run_name = messages.split(data)[0].run
     return broadcast.pack(parts, codec, own, run_name, Context(0, round_number, 2))
 
@@ -144,11 +142,18 @@ def own_statistic(data: bytes) -> bytes:
 
 def not_a_number(data: bytes) -> bytes:
     """A Gram whose checksum is right, and in which two numbers are none."""
-    space, parts = statistic_space("gram", SPACE), {"values": Numbers(np.array([1, np.nan, np.nan, 1], np.float32))}
+    space, parts = beside.sent_space("gram", SPACE), {"values": Numbers(np.array([1, np.nan, 1], np.float32))}
     return broadcast.pack(parts, beside._CODECS["gram"], space, messages.split(data)[0].run, Context(0, 1, 2))
 
 
-FISHER, GRAM = torch.ones(SPACE.numel), torch.eye(2).reshape(-1)
+def sent_whole(data: bytes, disguised: bool = False) -> bytes:
+    """A Gram of which both triangles travel."""
+    whole, run_name, ctx = statistic_space("gram", SPACE), messages.split(data)[0].run, Context(0, 1, 2)
+    parts, codec = {"values": Numbers(np.array([1, 0, 0, 1], np.float32))}, beside._CODECS["gram"]
+    return broadcast.pack(parts, codec, beside.sent_space("gram", SPACE) if disguised else whole, run_name, ctx)
+
+
+FISHER, GRAM = torch.ones(SPACE.numel), torch.tensor([1.0, 0.0, 1.0])
 OTHER = Space(SPACE.slots, SPACE.config, "cd" * 32)
 HOSTILE = {
     "no statistic": (Fisher(), lambda d: with_statistics(d), "statistic: expected fisher, got 0 beside the update"),
@@ -182,14 +187,15 @@ HOSTILE = {
         lambda d: with_statistics(d, packed("fisher", FISHER.index_fill(0, torch.tensor([7]), -1e-9), d)),
         "statistic: 'fisher': expected at least 0 everywhere",
     ),
-    "a Gram that is not symmetric": (
+    "a Gram sent whole": (RegMean(), lambda d: with_statistics(d, sent_whole(d)), "fingerprint"),
+    "a Gram sent whole as if it were half": (
         RegMean(),
-        lambda d: with_statistics(d, packed("gram", torch.tensor([1.0, 0.5, 0.0, 1.0]), d)),
-        "statistic: 'gram' of 'b': expected a symmetric matrix",
+        lambda d: with_statistics(d, sent_whole(d, True)),
+        "expected 3 numbers, got 4",
     ),
     "a Gram that is none": (
         RegMean(),
-        lambda d: with_statistics(d, packed("gram", torch.tensor([1.0, 2.0, 2.0, 1.0]), d)),
+        lambda d: with_statistics(d, packed("gram", torch.tensor([1.0, 2.0, 1.0]), d)),
         "statistic: 'gram' of 'b': expected eigenvalues of at least 0, got -1",
     ),
     "a Gram that is not a number": (RegMean(), lambda d: with_statistics(d, not_a_number(d)), "non-finite"),
@@ -251,6 +257,22 @@ def test_a_site_s_policy_names_the_statistics_that_it_sends(policy: Policy, allo
         assert answer.refusal.reason == "policy"
         assert "statistics: this site allows" in answer.refusal.detail
         assert answer.refusal.detail.endswith("was asked for fisher")
+
+
+@pytest.mark.parametrize(
+    ("policy", "measured"), [(Policy(), 9), (Policy(most_examples=4), 4), (Policy(most_examples=99), 9)]
+)
+def test_a_statistic_is_measured_on_no_more_examples_than_the_policy_has(policy: Policy, measured: int) -> None:
+    seen: list[tuple[Encoded, int]] = []
+
+    class Counting(Measurer):
+        def statistics(self, job: Job, names: Sequence[str], examples: int) -> Mapping[str, torch.Tensor]:
+            seen.append((job.data, examples))
+            return super().statistics(job, names, examples)
+
+    client = Client(Counting(), world.examples(0, 9), SPACE, ClientStore(None, SPACE), policy=policy)
+    assert messages.split(client(_task("gram", "fisher")))[0].HasField("update")
+    assert [min(len(data), examples) for data, examples in seen] == [measured] * 2
 
 
 @pytest.mark.parametrize("name", ["hessian", "", "fisher,gram", "x" * 60_000])
@@ -315,13 +337,57 @@ def test_a_fisher_keeps_its_range_on_the_wire() -> None:
     assert len(payload) < 2 * SPACE.numel + 300
 
 
+def head_of(draw: np.random.Generator, n: int, width: int, classes: int) -> torch.Tensor:
+    u = np.concatenate([draw.standard_normal((n, width)), np.ones((n, 1))], 1)
+    one_hot = np.eye(classes)[draw.integers(0, classes, n)]
+    return torch.from_numpy(np.concatenate([u.T @ u, one_hot.T @ u]) / n).float()
+
+
+@pytest.mark.parametrize(("width", "classes", "rank"), [(1, 2, 1), (5, 3, 2), (40, 17, 8)])
+def test_grams_travel_as_triangles_and_arrive_to_the_bit(width: int, classes: int, rank: int) -> None:
+    space = Space((Slot("h", (classes, width), "head"), Slot("m.b", (9, rank), "lora_B")))
+    draw = np.random.default_rng(width)
+    z = torch.from_numpy(draw.standard_normal((rank, 3 * rank))).float()
+    sent = {"head": head_of(draw, 500, width, classes).reshape(-1), "gram": (z @ z.T).reshape(-1)}
+    sizes = {"head": (width + 1) * (width + 2) // 2 + classes * (width + 1), "gram": rank * (rank + 1) // 2}
+    for name, payload in zip(sent, beside.pack(sent, space, b"r" * 16, Context(0, 1, 1)), strict=True):
+        came = beside.unpack(name, payload, space, b"r" * 16, Context(0, 1, 1))
+        own = statistic_space(name, space)
+        gram = own.view(came, own.slots[0].name)[: own.slots[0].shape[1]]
+        assert torch.equal(gram, gram.T) and torch.equal(
+            gram.triu(), own.view(sent[name], own.slots[0].name).triu()[: len(gram)]
+        )
+        assert torch.equal(came.view(own.slots[0].shape)[len(gram) :], sent[name].view(own.slots[0].shape)[len(gram) :])
+        assert beside.sent_space(name, space).numel == sizes[name]
+        assert 4 * sizes[name] < len(payload) < 4 * sizes[name] + 400
+        assert len(payload) <= beside.largest([name], space)
+
+
 def test_a_class_of_few_examples_is_left_out_and_of_none_nothing_is_measured() -> None:
     data = Encoded(((1,), (2,), (3,), (4,)), (0, 2, 0, 0), (0, 2))
     assert beside.shareable(data, 1) is data
     kept = beside.shareable(data, 2)
     assert (kept.tokens, kept.targets, kept.labels) == (((1,), (3,), (4,)), (0, 0, 0), (0,))
     text = Encoded(((1, 2), (3, 4)), ((1, 2), (3, 4)))
-    assert beside.shareable(text, 2) is text
     for few, least in ((data, 4), (text, 3)):
         with pytest.raises(RefusedError, match=f"expected at least {least} examples"):
             beside.shareable(few, least)
+
+
+def test_what_is_drawn_is_no_more_than_allowed_and_of_a_head_no_class_of_few() -> None:
+    order, classes = Stream(0, Purpose.DATA, 1, 1, part=1), tuple(range(20)) * 30
+    data = Encoded(tuple((i,) for i in range(600)), classes, tuple(range(20)))
+    assert beside.drawn("head", data, 30, 10_000, order) is data
+    for name, most in (("gram", 256), ("fisher", 100), ("head", 200)):
+        some = beside.drawn(name, data, 1, most, order)
+        assert len(some) == most == len(set(some.tokens)) and some.labels == tuple(sorted(set(some.targets)))
+        assert all(classes[i] == target for (i,), target in zip(some.tokens, some.targets, strict=True))
+        assert some.tokens == beside.drawn(name, data, 1, most, order).tokens
+    assert len(beside.drawn("gram", data, 5, 10_000, order)) == beside.EXAMPLES["gram"]
+    rare = beside.drawn("head", data, 9, 160, order)
+    assert 9 <= len(rare) < 160 and min(rare.targets.count(label) for label in rare.labels) >= 9
+    assert len(beside.drawn("gram", data, 9, 160, order)) == 160
+    with pytest.raises(RefusedError, match="expected at least 300 examples to measure on, got 256"):
+        beside.drawn("fisher", data, 300, 10_000, order)
+    text = Encoded(((1, 2), (3, 4)), ((1, 2), (3, 4)))
+    assert beside.drawn("gram", text, 1, 1, order).labels == ()

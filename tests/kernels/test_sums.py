@@ -18,7 +18,7 @@ def whole(draw, *shape):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("clients", [1, 2, 3, 4])
+@pytest.mark.parametrize("clients", [1, 2, 3, 4, 9])
 def test_scaled_vectors_are_added_in_order(size, clients):
     draw = np.random.default_rng(size + clients)
     x = draw.standard_normal((clients, size)).astype(np.float32)
@@ -56,10 +56,15 @@ def test_the_smallest_numbers_vote_and_zeros_do_not():
     assert sums[2:, :4].tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
 
 
-@pytest.mark.parametrize("vectors", [[np.zeros(3, np.float32)] * 5, [np.zeros(4, np.float32)], [np.zeros(3)]])
+@pytest.mark.parametrize("vectors", [[np.zeros(4, np.float32)], [np.zeros(3)], [np.zeros((3, 1), np.float32)]])
 def test_vectors_that_do_not_fit(vectors):
-    with pytest.raises(ValueError, match=r"vectors: expected at most 4 of float32\(3,\)"):
+    with pytest.raises(ValueError, match=r"vectors: expected each of float32\(3,\)"):
         kernels.add_scaled(vectors, [1.0] * len(vectors), np.zeros(3))
+
+
+def test_votes_are_of_four_vectors_at_most():
+    with pytest.raises(ValueError, match="vectors: expected at most 4, got 5"):
+        kernels.add_votes([np.zeros(3, np.float32)] * 5, [0.0] * 5, [1.0] * 5, [1.0] * 5, np.zeros(4 * folding.BLOCK))
 
 
 def ternary(clients, size, pieces, seed):

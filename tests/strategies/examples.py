@@ -128,6 +128,7 @@ EXAMPLES = [
     *(example(CentredClip(*how), "alone scale split weightless") for how in ((3.0,), (5.0, 3))),
     example(FLTrust(), "alone between scale split weightless"),
     *(example(FlexLoRA(rank), "alone between scale nothing") for rank in (None, 2)),
+    example(FlexLoRA(ordered=True), "alone between scale nothing"),
     example(SubspaceStep(), "alone between scale nothing"),
     *(example(KnOTS(*how), "alone between scale weightless nothing") for how in ((), (0.5, "layer"))),
     example(KnOTS(1.0), "alone between scale nothing"),
@@ -177,8 +178,7 @@ def statistics(draw: np.random.Generator, space: Space) -> dict[str, torch.Tenso
 
 def context(strategy: Strategy, space: Space = SPACE) -> Context:
     """What is merged into: a start where the strategy asks for one."""
-    given = getattr(strategy, "given", ())
-    told = {name: torch.from_numpy(np.random.default_rng(8).standard_normal(space.numel)) for name in given}
+    told = {"root": torch.from_numpy(np.random.default_rng(8).standard_normal(space.numel))} if strategy.rooted else {}
     return Context(space, START if strategy.anchored and space is SPACE else None, told=told)
 
 

@@ -119,8 +119,8 @@ def test_a_merge_takes_no_statistic_that_it_does_not_name(strategy):
     assert torch.equal(strategy.merge(cohort, context(strategy)), strategy.merge(updates(9), context(strategy)))
 
 
-@those_that(lambda s: hasattr(s, "given"))
-def test_a_merge_without_what_is_to_be_given_is_refused(strategy):
+@those_that(lambda s: s.rooted)
+def test_a_merge_without_the_update_that_it_goes_by_is_refused(strategy):
     with pytest.raises(ValueError, match="needs a trusted delta"):
         strategy.merge(updates(9), Context(SPACE))
 
@@ -146,12 +146,19 @@ def test_it_says_where_parameters_shall_be_or_where_they_shall_move(strategy):
 @every_strategy
 def test_a_plan_takes_it_with_what_it_asks_for_alone(strategy):
     settings = Settings(supermask=0.5 if strategy.scores else 0.0)
-    plans = {lr: partial(Plan, 1, strategy=strategy, optimizer=ServerOptimizer(f"SGD(lr={lr})")) for lr in (0.5, 1.0)}
+    root = "site" if strategy.rooted else ""
+    plans = {
+        lr: partial(Plan, 1, strategy=strategy, optimizer=ServerOptimizer(f"SGD(lr={lr})"), root=root)
+        for lr in (0.5, 1.0)
+    }
     if strategy.offline:
         with pytest.raises(ValueError, match="cannot merge in a run"):
             plans[1.0](settings=settings)
         return
     plans[1.0](settings=settings)
+    if strategy.rooted:
+        with pytest.raises(ValueError, match="name a site with some as root"):
+            plans[1.0](settings=settings, root="")
     if strategy.settles:
         with pytest.raises(ValueError, match="says where parameters shall be"):
             plans[0.5](settings=settings)

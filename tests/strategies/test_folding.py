@@ -1,12 +1,13 @@
 """Sums over dense and ternary updates, by blocks, are what numpy makes of the deltas written out."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from fedpeft import kernels
+from fedpeft import kernels, strategies
 from fedpeft.kernels.folding import BLOCK
 from fedpeft.space import Slot, Space
 from fedpeft.strategies import TIES, Context, Fold, Mean, Update
@@ -50,6 +51,18 @@ def test_weighted_sums(kind, clients):
     total = zeros(SPACE.numel).add_(3)
     add_weighted(total, updates, weights)
     assert np.array_equal(total.numpy(), 3 + weights @ written(updates))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("clients", [1, 4, 5, 9, 140])
+def test_a_mean_of_updates_in_memory_is_that_of_their_fold_to_the_bit(kind, clients, monkeypatch):
+    monkeypatch.setattr(strategies.folding, "BLOCK", 1000)
+    weights = np.random.default_rng(clients).uniform(0.1, 9, clients)
+    updates = [replace(u, weight=float(w)) for u, w in zip(cohort(clients, kind), weights, strict=True)]
+    fold = Fold(Mean(), Context(SPACE))
+    for group in [[u] for u in updates] if kind == "dense" else [updates]:
+        fold.accumulate(*group)
+    assert torch.equal(Mean().merge(updates, Context(SPACE)), fold.finalize())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,3 +123,12 @@ def test_mean_magnitudes_of_slots(pieces):
     parts = [np.abs(delta.dense().numpy()[begin:end]) for begin, end in pairwise(SPACE.bounds)]
     expected = [part.sum() / max(1, np.count_nonzero(part)) for part in parts]
     assert mean_magnitudes(delta, SPACE.bounds).tolist() == pytest.approx(expected)
+
+
+def test_a_rule_of_ones_own_that_is_a_mean_is_folded_as_it_says():
+    class Doubled(Mean):
+        def finalize(self, total, ctx):
+            return 2 * super().finalize(total, ctx)
+
+    updates = cohort(5, "dense")
+    assert torch.equal(Doubled().merge(updates, Context(SPACE)), 2 * Mean().merge(updates, Context(SPACE)))

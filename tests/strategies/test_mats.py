@@ -11,7 +11,7 @@ from tests.codecs.examples import without_type_checks
 from tests.strategies.examples import statistics
 
 SPACE = Space((Slot("m.lora_A", (2, 9), "lora_A"), Slot("m.lora_B", (5, 2), "lora_B"), Slot("m.score", (3, 4), "head")))
-METRICS = ["fisher", "gram", "both"]
+METRICS = ["fisher", "gram", "both", "kronecker"]
 
 
 def cohort(clients):
@@ -26,6 +26,9 @@ def matrix(update, slot, metric):
     """n_k C_k of one slot, written out."""
     if slot.role == "lora_B" and metric != "fisher":
         gram = update.statistics["gram"].reshape(2, 2).double().numpy()
+        if metric == "kronecker":
+            fisher = SPACE.view(update.statistics["fisher"], slot.name).double().numpy()
+            return update.weight * np.kron(np.diag(fisher.sum(1)), gram / np.trace(gram))
         return update.weight * np.kron(np.eye(slot.shape[0]), gram)
     if metric == "gram":
         return update.weight * np.eye(slot.numel)
@@ -78,6 +81,20 @@ def test_where_nothing_is_known_the_mean_stands():
     assert torch.allclose(MaTS(20, "gram").merge(updates, Context(SPACE)), mean)
 
 
+def test_factors_are_the_fisher_information_where_gradients_and_inputs_are_apart():
+    """E[(g z^T) (g z^T)^T] of each row's own g, independent of z: its diagonal and its blocks, from samples."""
+    draw = np.random.default_rng(0)
+    g, z = draw.standard_normal((200_000, 5)) * np.arange(1, 6), draw.standard_normal((200_000, 2)) @ [[1, 2], [0, 1]]
+    outer = (g[:, :, None] * z[:, None, :]).reshape(-1, 10)
+    whole = outer.T @ outer / len(g)
+    fisher = torch.zeros(SPACE.numel)
+    SPACE.view(fisher, "m.lora_B").copy_(torch.from_numpy(np.diag(whole).reshape(5, 2).copy()))
+    given = {"fisher": fisher, "gram": torch.from_numpy(z.T @ z / len(z)).float().reshape(-1)}
+    found = matrix(Update(torch.zeros(SPACE.numel), 1.0, given), SPACE.slots[1], "kronecker")
+    assert np.linalg.norm(found - whole) < 0.02 * np.linalg.norm(whole)
+    assert np.linalg.norm(np.diag(np.diag(whole)) - whole) > 0.3 * np.linalg.norm(whole)
+
+
 def test_tiny_and_huge_statistics_solve_the_same_system():
     updates = cohort(5)
     expected = MaTS(6).merge(updates, Context(SPACE))
@@ -87,7 +104,11 @@ def test_tiny_and_huge_statistics_solve_the_same_system():
 
 
 def test_it_declares_what_it_reads():
-    assert MaTS(3).passes == 5 and MaTS(3, "both").needs == {"fisher", "gram"} and MaTS(3, "gram").needs == {"gram"}
+    assert (
+        MaTS(3).passes == 5
+        and MaTS(3, "both").needs == MaTS(3, "kronecker").needs == {"fisher", "gram"}
+        and MaTS(3, "gram").needs == {"gram"}
+    )
     with pytest.raises(ValueError, match="expected an update with the statistic 'gram'"):
         MaTS(3, "gram").merge([Update(u.delta) for u in cohort(2)], Context(SPACE))
 
@@ -96,7 +117,7 @@ def test_it_declares_what_it_reads():
     ("make", "message"),
     [
         (lambda: MaTS(0), r"iterations must lie in \[1, 10000\], got 0"),
-        (lambda: MaTS(20, "kfac"), "metric must be 'fisher', 'gram' or 'both', got 'kfac'"),
+        (lambda: MaTS(20, "kfac"), "metric must be 'fisher', 'gram', 'both' or 'kronecker', got 'kfac'"),
     ],
 )
 @without_type_checks()

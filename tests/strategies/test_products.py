@@ -96,6 +96,19 @@ def test_factors_are_balanced_and_lie_as_near_to_the_start_as_balanced_ones_can(
         assert torch.allclose(near, near.T, atol=1e-4) and torch.linalg.eigvalsh(near).min() > 0
 
 
+def test_ordered_factors_have_the_largest_components_first_and_the_starts_signs():
+    ctx, updates = cohort(9)
+    moved = FlexLoRA(ordered=True).merge(updates, ctx)
+    assert distance(dense(ctx, moved), merged_products(FlexLoRA(), ctx, updates)) < 1e-6
+    for module in modules(ctx.space):
+        pair = module.factors(ctx.space, ctx.adapter(Update(moved)))
+        start = module.factors(ctx.space, ctx.start)
+        values = torch.linalg.svdvals(pair.b @ pair.a)[: module.rank]
+        lengths = pair.b.norm(dim=0) * pair.a.norm(dim=1)
+        assert torch.allclose(lengths[: len(values)], values, rtol=1e-4, atol=1e-5 * float(values[0]))
+        assert ((pair.b.T @ start.b + pair.a @ start.a.T).diagonal() > -1e-5).all()
+
+
 def test_without_a_start_the_sign_is_fixed():
     ctx, updates = cohort(9)
     found = factors(ctx.space, FlexLoRA().merge(updates, Context(ctx.space)))

@@ -8,9 +8,23 @@ import torch
 
 from fedpeft.codecs import Context as Sender
 from fedpeft.codecs import Ternary
+from fedpeft.federation.optimizer import ServerOptimizer
+from fedpeft.federation.plan import Plan
 from fedpeft.space import Slot, Space
-from fedpeft.strategies import ClipNorm, Context, Mean, Scaled, Update, by_slot
-from tests.strategies.examples import SPACE, merged, updates
+from fedpeft.strategies import (
+    ClipNorm,
+    Context,
+    FlexLoRA,
+    Mean,
+    RankVote,
+    RidgeHead,
+    Scaled,
+    SubspaceStep,
+    Update,
+    by_slot,
+)
+from fedpeft.training import Settings
+from tests.strategies.examples import SPACE, START, merged, updates
 
 
 def test_task_arithmetic_is_the_sum_of_tasks_times_lambda():
@@ -35,6 +49,34 @@ def test_a_lora_is_negated_in_one_factor():
     assert torch.allclose(product(Scaled(Mean(), -1.0)), product(Mean()))
     negated = by_slot({"lora_B": Scaled(Mean(), -1.0)}, default=Mean())
     assert torch.allclose(product(negated), -product(Mean()))
+
+
+@pytest.mark.parametrize("inner", [RankVote(), SubspaceStep(), RidgeHead(Mean()), FlexLoRA()], ids=repr)
+def test_what_says_where_parameters_shall_be_is_not_scaled_in_a_run(inner):
+    settings, optimizer = Settings(supermask=0.5 if inner.scores else 0.0), ServerOptimizer("SGD(lr=1.0)")
+
+    def plan(strategy):
+        return Plan(1, strategy=strategy, optimizer=optimizer, settings=settings)
+
+    for factor in (0.5, -1.0, 3.0):
+        why = f"says where parameters shall be, and {factor:g} times the way leads elsewhere"
+        for strategy in (
+            Scaled(inner, factor),
+            ClipNorm(Scaled(inner, factor), 1.0),
+            Scaled(Scaled(inner, factor), 1.0),
+        ):
+            with pytest.raises(ValueError, match=f"cannot merge in a run: .*{why}"):
+                plan(strategy)
+    ctx, cohort = Context(SPACE, START), updates(9)
+    whole, half = Scaled(inner, 1.0), Scaled(inner, 0.5)
+    assert plan(whole).strategy.settles
+    assert torch.equal(whole.merge(cohort, ctx), inner.merge(cohort, ctx))
+    assert not torch.allclose(START + half.merge(cohort, ctx), START + inner.merge(cohort, ctx))
+
+
+def test_what_says_where_to_move_is_scaled_inside_what_settles():
+    plan = Plan(1, strategy=RidgeHead(Scaled(Mean(), 0.5)), optimizer=ServerOptimizer("SGD(lr=1.0)"))
+    assert plan.strategy.settles and not plan.strategy.offline and not Scaled(Mean(), 0.5).settles
 
 
 @pytest.mark.parametrize("norm", [1e-3, 1.0, 9.0, 1e6])

@@ -1,0 +1,120 @@
+"""What the updates that a round has counted come to: the merged delta, and how far it is from their mean product."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fedpeft.errors import QuorumError
+from fedpeft.federation.journal import Journal, Record
+from fedpeft.federation.plan import Plan
+from fedpeft.federation.pools import Pools
+from fedpeft.federation.replies import Replies
+from fedpeft.space import Space
+from fedpeft.strategies import Context, Update, modules, product_error
+
+_PROBES = 8  # for a few per cent of accuracy, at the cost of reading the updates once more
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """The counted updates of one round, read from the journal whenever they are needed.
+
+    Args:
+        plan: the rules.
+        space: of the adapter.
+        journal: holds the payloads.
+        replies: reads them.
+        public: the adapter that the round began at.
+        number: of the round.
+        records: of the updates, in the order in which they are folded.
+    """
+
+    plan: Plan
+    space: Space
+    journal: Journal
+    replies: Replies
+    public: Float[Tensor, " d"]
+    number: int
+    records: Sequence[Record]
+
+    def merged(self) -> Float[Tensor, " d"]:
+        """What the strategy makes of the updates, in node order: it has the same bits however replies came.
+
+        Raises:
+            QuorumError: the update of the plan's root was not counted.
+        """
+        ctx = Context(self.space, self.public, self.plan.seed, self.number, self._told())
+        return self.plan.strategy.merge(self._pooled() or self._updates(), ctx)
+
+    def product_error(self, merged: Float[Tensor, " d"]) -> float | None:
+        """How far the merged LoRA products are from the mean of the sites', estimated along a few directions.
+
+        None where there are no such products, or updates did not all begin at one adapter.
+        """
+        if not modules(self.space) or self.plan.buffer or self.plan.settings.supermask:
+            return None
+        ctx = Context(self.space, self.public, self.plan.seed, self.number)
+        error = product_error(self._updates(statistics=False), merged, ctx, probes=_PROBES)
+        return error if math.isfinite(error) else None
+
+    def _told(self) -> dict[str, Tensor]:
+        """The root's update, which is not merged: the others are measured by it."""
+        if not self.plan.root:
+            return {}
+        for record in self.records:
+            if record["node"] == self.plan.root:
+                return {"root": self._read(record, False).delta}
+        raise QuorumError(f"the update of the root, {self.plan.root!r}, was not counted, and the others go by it")
+
+    def _updates(self, statistics: bool = True) -> Sequence[Update]:
+        merged = [record for record in self.records if record["node"] != self.plan.root]
+        return _Reading(merged, lambda record: self._read(record, statistics))
+
+    def _pooled(self) -> Sequence[Update]:
+        """The updates, summed before they are decoded; none where the strategy or the codec needs each for itself."""
+        pools = Pools()
+        for record in self.records if self.plan.strategy.averaging else ():
+            node, base = record["node"], record["base"]
+            sketch = self.replies.sketch(node, base)
+            if sketch is None:
+                return ()
+            values = sketch.values(self.replies.parts(node, self.journal.get(record["payload"]), base))
+            pools.add(sketch, values, record["weight"], self._factor(record))
+        return pools
+
+    def _factor(self, record: Record) -> float:
+        """What an update to an earlier round's task is multiplied by."""
+        return 1 / math.sqrt(1 + self.number - record["base"])
+
+    def _read(self, record: Record, beside: bool) -> Update:
+        sent = self.replies.read(record["node"], self.journal.get(record["payload"]), record["base"])
+        if record["base"] != self.number:
+            sent = sent * self._factor(record)
+        statistics = {
+            name: self.replies.read_statistic(name, record["node"], self.journal.get(digest), record["base"])
+            for name, digest in (record["statistics"] if beside else {}).items()
+        }
+        return Update(sent, record["weight"], statistics)
+
+
+class _Reading(Sequence[Update]):
+    """Updates, each read from the journal whenever it is asked for."""
+
+    def __init__(self, records: Sequence[Record], read: Callable[[Record], Update]) -> None:
+        self._records, self._read = records, read
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> Update: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Reading": ...
+    def __getitem__(self, index: int | slice) -> "Update | _Reading":
+        if isinstance(index, slice):
+            return _Reading(self._records[index], self._read)
+        return self._read(self._records[index])
