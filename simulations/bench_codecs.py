@@ -4,10 +4,17 @@
 round in the demo, and 8 M normal numbers in slots of 64 k for the speed at size. Encode is codec and wire, decode is
 wire and codec to a dense float32 vector; GB/s of float32, one core, CPU time, best of several. The floor is the
 order-0 entropy of what is sent: of masks and signs, of levels; plain numbers count as they are.
+
+Memory that is freed is kept for the next decode, as a server's is: the kernel zeroes new pages before they are
+written, which can take longer than a decode. The last rows say what a dense output leaves: 4 bytes a parameter written
+once, into memory that is held and into new memory. `PowerSGD` is in its first round, whose directions are random.
 """
 
+import ctypes
+import mmap
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +61,31 @@ EXPRESSIONS = (
     "PublicSupport(density=0.1)",
     "LowRank(rank=4)",
     "LowRank(rank=1)",
+    "PowerSGD(rank=4)",
+    "PowerSGD(rank=1)",
     "LogByte()",
     "SRHT(density=0.01)",
     "SRHT(density=0.01, dtype='logbyte')",
     "Ferret(coordinates=256)",
 )
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of <malloc.h>
 SHARES = (16, 32, 64, 128)  # of fp32, for `Budget`
 COLUMNS = ("input", "coder", "density", "bits_per_param", "floor_bits_per_param", "relative_error", "encode_gbps",
            "decode_gbps")  # fmt: skip
+
+
+def keep_memory() -> None:
+    """Let glibc give back nothing, however large (mallopt(3)); another C library does as it does."""
+    with suppress(AttributeError, OSError):
+        for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            ctypes.CDLL(None).mallopt(option, 1 << 30)
 
 
 def main() -> None:
     """Measure and print."""
     options = table.arguments(__doc__ or "").parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     kernels.warm_up()
     rows = []
     for name, space, delta, repeats in inputs(options.quick, options.seed):
@@ -76,7 +94,7 @@ def main() -> None:
             codec = codecs.parse(expression)
             assert isinstance(codec, Codec)
             rows.append({"input": name, **ours(expression, codec, delta, space, repeats)})
-        rows += [{"input": name, **row} for row in others(delta, space, repeats)]
+        rows += [{"input": name, **row} for row in [*others(delta, space, repeats), *fills(space.numel, repeats)]]
     table.show("codecs", rows, options, COLUMNS)
 
 
@@ -189,6 +207,19 @@ def others(x: Float[Tensor, " d"], space: Space, repeats: int) -> list[dict[str,
         decode_s, back = timed(lambda data=data, decode=decode: decode(data), min(repeats, 3))  # type: ignore[misc]
         rows.append(row(name, x, len(data), encode_s, decode_s, back))
     return rows
+
+
+def fills(numel: int, repeats: int) -> list[dict[str, Any]]:
+    """What no decode to a dense float32 vector is faster than."""
+    held = np.empty(numel, np.float32)
+
+    def new() -> None:
+        with mmap.mmap(-1, 4 * numel, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+            pages.madvise(mmap.MADV_HUGEPAGE)  # as numpy does
+            np.frombuffer(pages, np.float32).fill(1)
+
+    ways = {"a plain fill of memory that is held": lambda: held.fill(1), "a plain fill of new memory": new}
+    return [{"coder": name, "decode_gbps": 4e-9 * numel / timed(fill, repeats)[0]} for name, fill in ways.items()]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from fedpeft.codecs.identity import Identity
 from fedpeft.codecs.logbyte import LogByte
 from fedpeft.codecs.lowrank import LowRank
 from fedpeft.codecs.magnitude import MagnitudeMask
+from fedpeft.codecs.powersgd import PowerSGD
 from fedpeft.codecs.public import PublicSupport
 from fedpeft.codecs.qsgd import QSGD
 from fedpeft.codecs.ranks import Ranks
@@ -54,6 +55,7 @@ NAMES: dict[str, Any] = {
     "LogByte": LogByte,
     "LowRank": LowRank,
     "MagnitudeMask": MagnitudeMask,
+    "PowerSGD": PowerSGD,
     "PublicSupport": PublicSupport,
     "QSGD": QSGD,
     "RandomMask": RandomMask,
@@ -91,6 +93,7 @@ __all__ = [
     "Part",
     "Parts",
     "Plane",
+    "PowerSGD",
     "PublicSupport",
     "RandomMask",
     "Ranks",

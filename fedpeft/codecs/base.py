@@ -1,7 +1,7 @@
 """What a codec is: a pure function from a delta to a few small named arrays, and back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -112,6 +112,22 @@ def empty(field: Field) -> Part:
             return Symbols(np.empty(0, np.uint8), field.levels)
         case "numbers":
             return Numbers(np.empty(0, np.dtype(field.dtype)))
+
+
+def either(layouts: Sequence[Layout]) -> Layout:
+    """What a receiver expects where a codec makes the parts of one of several layouts.
+
+    Raises:
+        ValueError: a part is of one kind here and of another there.
+    """
+    fields: dict[str, Field] = {}
+    for name in dict.fromkeys(name for layout in layouts for name in layout):
+        found = [layout[name] for layout in layouts if name in layout]
+        if len({replace(field, numel=0, ragged=False) for field in found}) > 1:
+            raise ValueError(f"part {name!r} would differ in kind from round to round: {found}")
+        ragged = found[0].ragged or len(layouts) > 1
+        fields[name] = replace(found[0], numel=max(field.numel for field in found), ragged=ragged)
+    return fields
 
 
 def fit(parts: Parts, layout: Layout) -> Parts:

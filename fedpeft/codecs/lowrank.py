@@ -1,7 +1,7 @@
 """The largest singular vectors of each slot's delta."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Part, Parts, Symbols, finite, take
-from fedpeft.codecs.singular import Factors, leading
+from fedpeft.codecs.singular import Factors, leading, leading_weighed
 from fedpeft.errors import Defect, PayloadError
-from fedpeft.space import Space
+from fedpeft.random import Stream
+from fedpeft.space import Slot, Space
 
 _MOST_RANK = 255
+_UNSEEN = 0.1  # of the mean eigenvalue
 _DTYPES = {"values": "float32", "left": "float16", "right": "float16", "whole": "float32"}
 
 
@@ -39,6 +41,13 @@ class LowRank(Codec):
     of 256, two iterations with a few vectors more than r (Halko, Martinsson and Tropp, 2011, arXiv 0909.4061, algorithm
     4.4) start from a stream's normal numbers.
 
+    With weigh="product" what is least is not the error of a LoRA's A and B but, to first order, that of their product:
+    d(B A) = dB A0 + B0 dA, so dB is weighed by A0 A0^T and dA by B0^T B0 of the adapter that the round began at, and
+    `energy` is that of the product. A tenth of the mean eigenvalue is added to each, so that directions which the other
+    factor does not hold yet are neither lost nor blown up. Where it is zero, as B is in the first round, and in slots
+    that are of no pair, nothing is weighed. Only who encodes reads the adapter. At equal bytes the error of the product
+    is 1 to 6 % less in the first ten rounds of three tasks at ranks 1, 2 and 4, and 1 % more in the demo's first.
+
     Vectors go as float16, in units of their root mean square, singular values as float32. A slot of one dimension, or
     which would not be shorter for it, goes as it is, in float32; of more than two, the first is held against the rest.
 
@@ -51,16 +60,25 @@ class LowRank(Codec):
     Args:
         rank: r of each slot, from 1 to 255; the most, where `energy` decides.
         energy: the share of ||M||^2, in (0, 1], that the fewest vectors of each slot must reach.
+        weigh: whose error is least, "slot" or "product".
     """
 
     rank: int = 4
     energy: float | None = None
+    weigh: Literal["slot", "product"] = "slot"
 
     def __post_init__(self) -> None:
         if type(self.rank) is not int or not 1 <= self.rank <= _MOST_RANK:
             raise ValueError(f"rank must be an integer from 1 to {_MOST_RANK}, got {self.rank!r}")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise ValueError(f"energy must lie in (0, 1], got {self.energy}")
+        if self.weigh not in ("slot", "product"):
+            raise ValueError(f"weigh must be 'slot' or 'product', got {self.weigh!r}")
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        """The adapter that the delta begins at, where it weighs."""
+        return frozenset({"start"}) if self.weigh == "product" else frozenset()
 
     def layout(self, space: Space) -> Layout:
         """Singular values and vectors of all slots one after the other; ranks, where they depend on the delta."""
@@ -78,12 +96,14 @@ class LowRank(Codec):
         x = finite(delta)
         pieces: dict[str, list[NDArray[Any]]] = {name: [np.empty(0, dtype)] for name, dtype in _DTYPES.items()}
         ranks = []
-        for begin, m, n, most in _matrices(space, self.rank):
+        start = ctx.start if self.weigh == "product" else None
+        for slot, (begin, m, n, most) in zip(space.slots, _matrices(space, self.rank), strict=True):
             numbers = x[begin : begin + m * n]
             if not most:
                 pieces["whole"].append(numbers)
                 continue
-            factors = leading(numbers.reshape(m, n), most, self.energy, ctx.shared)
+            gram = None if start is None else _gram(slot, space, start)
+            factors = _factors(numbers.reshape(m, n), gram, slot.role, most, self.energy, ctx.shared)
             ranks.append(factors.values.size)
             for name, factor in factors._asdict().items():
                 pieces[name].append(factor.reshape(-1))
@@ -127,6 +147,37 @@ class LowRank(Codec):
             if rank > limit:
                 raise PayloadError(Defect.COUNT, f"slot {i} can have a rank of at most {limit}, got {rank}")
         return ranks
+
+
+def _gram(slot: Slot, space: Space, start: Float[Tensor, " d"]) -> NDArray[np.float64] | None:
+    """What the errors of a LoRA's A, or B, are weighed by; None where there is no other factor, or it is zero."""
+    role = {"lora_A": "lora_B", "lora_B": "lora_A"}.get(slot.role)
+    other = next((s for s in space.slots if role == s.role and s.name == slot.name.replace(slot.role, role)), None)
+    if other is None or len(slot.shape) != 2 or len(other.shape) != 2:
+        return None
+    factor = space.view(start, other.name).numpy().astype(np.float64)
+    gram: NDArray[np.float64] = factor.T @ factor if slot.role == "lora_A" else factor @ factor.T
+    rank = slot.shape[0] if slot.role == "lora_A" else slot.shape[1]
+    if len(gram) != rank or not 0 < np.trace(gram) < np.inf:
+        return None
+    gram *= rank / np.trace(gram)
+    return gram + _UNSEEN * np.eye(rank)
+
+
+def _factors(
+    matrix: NDArray[np.float32],
+    gram: NDArray[np.float64] | None,
+    role: str,
+    most: int,
+    energy: float | None,
+    stream: Stream,
+) -> Factors:
+    if gram is None:
+        return leading(matrix, most, energy, stream)
+    if role == "lora_A":
+        return leading_weighed(matrix, gram, most, energy, stream)
+    values, left, right = leading_weighed(matrix.T, gram, most, energy, stream)
+    return Factors(values, right.T, left.T)
 
 
 def _matrices(space: Space, rank: int) -> list[_Matrix]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Parts, Sketch, empty, fit
+from fedpeft.codecs.base import Codec, Context, Layout, Parts, Sketch, either, empty, fit
 from fedpeft.space import Space
 
 _INNER = 1022  # part of the context in which a piece is encoded; `per_slot` numbers its own from 1
@@ -49,12 +49,7 @@ class Partial(Codec):
 
     def layout(self, space: Space) -> Layout:
         """The parts of any piece."""
-        fields: dict[str, Field] = {}
-        pieces = self.pieces(space)
-        for piece in pieces:
-            for name, field in self.codec.layout(piece).items():
-                fields[name] = self._either(fields.get(name), field)
-        return {name: replace(field, ragged=True) for name, field in fields.items()} if len(pieces) > 1 else fields
+        return either([self.codec.layout(piece) for piece in self.pieces(space)])
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Take the piece's slots out and encode them."""
@@ -96,14 +91,6 @@ class Partial(Codec):
     def _piece(self, space: Space, ctx: Context) -> Space:
         pieces = self.pieces(space)
         return pieces[max(ctx.round - 1, 0) % len(pieces)]
-
-    def _either(self, a: Field | None, b: Field) -> Field:
-        if a is None:
-            return b
-        if replace(a, numel=0, ragged=False) != replace(b, numel=0, ragged=False):
-            name = type(self).__name__
-            raise ValueError(f"{name}: a codec whose parts differ in kind between slots cannot be cut: {a}, {b}")
-        return replace(a, numel=max(a.numel, b.numel))
 
 
 def _placed(vector: Float[Tensor, " p"], piece: Space, space: Space) -> Float[Tensor, " d"]:

@@ -35,11 +35,40 @@ def leading(matrix: NDArray[np.float32], most: int, energy: float | None, stream
         energy: share of the sum of squares, in (0, 1].
         stream: where an iteration starts, which a short side above 256 needs.
     """
+    values, left, right = _leading(matrix, most, energy, stream)
+    return Factors(values.astype(np.float32), left.astype(np.float16), right.astype(np.float16))
+
+
+def leading_weighed(
+    matrix: NDArray[np.float32], gram: NDArray[np.float64], most: int, energy: float | None, stream: Stream
+) -> Factors:
+    """Factors of the matrix M^ of that rank, or energy, for which tr((M - M^)^T G (M - M^)) is least.
+
+    Args:
+        matrix: float32[m, n], finite.
+        gram: G, float64[m, m], positive definite.
+        most: as for `leading`.
+        energy: share of tr(M^T G M), in (0, 1].
+        stream: as for `leading`.
+    """
+    squares, axes = np.linalg.eigh(gram)
+    root = axes * np.sqrt(squares) @ axes.T
+    most_grown = np.abs(root).sum(axis=1).max()
+    values, left, right = _leading((root / most_grown @ matrix).astype(np.float32), most, energy, stream)
+    left = axes * (most_grown / np.sqrt(squares)) @ axes.T @ left
+    lengths = np.sqrt(np.square(left).mean(axis=0))
+    left /= np.where(lengths > 0, lengths, 1)
+    return Factors((values * lengths).astype(np.float32), left.astype(np.float16), right.astype(np.float16))
+
+
+def _leading(
+    matrix: NDArray[np.float32], most: int, energy: float | None, stream: Stream
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     m, n = matrix.shape
     largest = float(np.abs(matrix).max())
     if not largest:
         r = most if energy is None else 0
-        return Factors(np.zeros(r, np.float32), np.zeros((m, r), np.float16), np.zeros((r, n), np.float16))
+        return np.zeros(r), np.zeros((m, r)), np.zeros((r, n))
     wide = matrix if m <= n else matrix.T
     # Divided by its largest, a matrix times a power of two has the same vectors, bit for bit.
     scaled = wide / np.float64(largest) if len(wide) <= _EXACT else wide / np.float32(largest)
@@ -54,10 +83,8 @@ def leading(matrix: NDArray[np.float32], most: int, energy: float | None, stream
     lengths = np.linalg.norm(other, axis=1)
     left = basis @ vectors * np.sqrt(len(wide))
     right = other / np.where(lengths > 0, lengths, 1)[:, None] * np.sqrt(wide.shape[1])
-    values = (lengths * (largest / np.sqrt(matrix.size))).astype(np.float32)
-    if m > n:
-        left, right = right.T, left.T
-    return Factors(values, left.astype(np.float16), right.astype(np.float16))
+    values = lengths * (largest / np.sqrt(matrix.size))
+    return (values, left, right) if m <= n else (values, right.T, left.T)
 
 
 def _directions(

@@ -8,7 +8,8 @@ from fedpeft.kernels.deadzone import quantise_to_rate
 from fedpeft.kernels.drawing import put_strata, take_strata
 from fedpeft.kernels.folding import add_scaled, add_votes
 from fedpeft.kernels.gram import add_plane_products, plane_counts
-from fedpeft.kernels.hadamard import flip_signs, sample_hadamard, spread_hadamard, walsh_hadamard
+from fedpeft.kernels.gram_schmidt import orthonormal
+from fedpeft.kernels.hadamard import flip_signs, halving_edges, sample_hadamard, spread_hadamard, walsh_hadamard
 from fedpeft.kernels.kept import kept_by_slot, spread_kept
 from fedpeft.kernels.largest import keep_largest
 from fedpeft.kernels.levels import quantise_kept
@@ -43,6 +44,7 @@ __all__ = [
     "context",
     "cosine_blocks",
     "flip_signs",
+    "halving_edges",
     "is_warm",
     "keep_by_rank",
     "keep_largest",
@@ -51,6 +53,7 @@ __all__ = [
     "look_up",
     "magnitude_threshold",
     "nearest_levels",
+    "orthonormal",
     "pack_ternary",
     "philox_block",
     "philox_words",

@@ -219,6 +219,20 @@ def spread_hadamard(
     return out
 
 
+def halving_edges(n: int, block: int) -> NDArray[np.int64]:
+    """Edges of blocks that fill [0, n): as many of one size as there is room for, then halves of it that still fit.
+
+    >>> halving_edges(23, 8).tolist()
+    [0, 8, 16, 20, 22, 23]
+
+    Args:
+        n: at least 0.
+        block: the largest size, a power of two.
+    """
+    sizes = [block] * (n // block) + [1 << bit for bit in reversed(range(block.bit_length() - 1)) if n >> bit & 1]
+    return np.cumsum([0, *sizes])
+
+
 def checked_edges(edges: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """Blocks of powers of two that cut [0, n).
 

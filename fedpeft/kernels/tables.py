@@ -11,6 +11,7 @@ from fedpeft.kernels.planes import ONES
 from fedpeft.kernels.rans import TOTAL, histogram, is_table
 
 CLASS_SIZES = np.array([comb(8, c) for c in range(9)], np.int64)
+PLACES = np.array([np.count_nonzero(ONES[:byte] == ONES[byte]) for byte in range(256)])  # of a byte in its class
 LENGTH_BITS = 4
 
 
@@ -84,12 +85,8 @@ def class_table(masses: NDArray[np.uint16]) -> NDArray[np.uint32]:
         raise PayloadError(
             Defect.TABLE, f"expected 9 classes of at least {CLASS_SIZES} that sum to {TOTAL}, got {wide}"
         )
-    freq = np.zeros(256, np.uint32)
-    for c in range(9):
-        members = np.flatnonzero(np.equal(ONES, c))
-        each, more = divmod(int(wide[c]), members.size)
-        freq[members] = each
-        freq[members[:more]] += 1
+    each, more = np.divmod(wide, CLASS_SIZES)
+    freq: NDArray[np.uint32] = (each[ONES] + (more[ONES] > PLACES)).astype(np.uint32)
     return freq
 
 

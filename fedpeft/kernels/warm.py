@@ -13,6 +13,7 @@ from fedpeft.kernels import (
     drawing,
     folding,
     gram,
+    gram_schmidt,
     hadamard,
     jit,
     kept,
@@ -62,6 +63,7 @@ def warm_up() -> None:
     hadamard.spread_hadamard(hadamard.sample_hadamard(x[:8], blocks, bits, rows, ones), blocks, bits, rows, ones)
     normal.quantise_normal(x[:8], blocks, ones)
     rademacher.add_signed(rademacher.signed_sums(x[:8], bits), bits, x[:8].copy())
+    gram_schmidt.orthonormal(np.ones((1, 9)), np.ones((1, 9)))
     outer.add_outer(x[:2].reshape(2, 1), x[:4].reshape(1, 4), x[:8].copy())
     logarithm.log_codes(x[:8])
     philox.philox_words(0, 0, 0, 0, 0, 0, 4)

@@ -13,6 +13,7 @@ from fedpeft.kernels import planes, rans, rice, tables
 from fedpeft.wire.lent import LentNumbers, first_not_finite
 
 _BLOCK = 1 << 16  # symbols, of which any eight end with a byte
+_LEAST_TABLE = 128  # bytes of 256 entries of four bits and more
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,28 @@ def _rans_size(counts: NDArray[np.int64], frequencies: NDArray[np.uint32], table
     return bits / 8 + rans.HEADER_BYTES + len(table)
 
 
+def _least_rans_size(counts: NDArray[np.int64]) -> float:
+    """What no rANS stream with a table of 256 entries is shorter than, whatever is in the table."""
+    used = counts[counts > 0]
+    return float(used @ -np.log2(used / used.sum())) / 8 + rans.HEADER_BYTES + _LEAST_TABLE
+
+
 def _encode_plane(bits: NDArray[np.uint8], numel: int) -> Coded:
     counts = rans.histogram(bits)
+    least = _least_rans_size(counts)
     choices: list[tuple[float, pb.Coder]] = [(float(len(bits)), pb.CODER_BITS)]
-    masses = tables.class_masses(np.bincount(planes.ONES, counts, 9).astype(np.int64))
-    coded = {
-        pb.CODER_RANS_CLASSES: (tables.class_table(masses), masses.astype("<u2").tobytes()),
-        pb.CODER_RANS: (full := tables.normalise(counts), tables.pack_table(full, 256).tobytes()),
-    }
-    choices += [(_rans_size(counts, *table), coder) for coder, table in coded.items()]
+    coded: dict[pb.Coder, tuple[NDArray[np.uint32], bytes]] = {}
+
+    def offer(coder: pb.Coder, frequencies: NDArray[np.uint32], table: bytes) -> None:
+        coded[coder] = frequencies, table
+        choices.append((_rans_size(counts, frequencies, table), coder))
+
+    if least - _LEAST_TABLE < len(bits):
+        masses = tables.class_masses(np.bincount(planes.ONES, counts, 9).astype(np.int64))
+        offer(pb.CODER_RANS_CLASSES, tables.class_table(masses), masses.astype("<u2").tobytes())
+        if least < min(choices)[0]:
+            full = tables.normalise(counts)
+            offer(pb.CODER_RANS, full, tables.pack_table(full, 256).tobytes())
     ones = int(counts @ planes.ONES)
     # Above this density a byte-wise rANS is never longer, and measuring Rice costs as much as coding with it.
     if 0 < ones < numel // 16:

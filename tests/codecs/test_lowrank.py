@@ -117,6 +117,67 @@ def test_feedback_brings_all_ranks_through():
     assert (total / 60 - x).norm() < 0.05 * x.norm() < (there_and_back(LowRank(1), x, LARGE) - x).norm()
 
 
+PAIR = Space((Slot("x.lora_A", (8, 90), "lora_A"), Slot("x.lora_B", (70, 8), "lora_B"), Slot("y", (8, 9), "head")))
+
+
+def product_of(vector):
+    return PAIR.view(vector, "x.lora_B").double() @ PAIR.view(vector, "x.lora_A").double()
+
+
+def trained(small=1e-3):
+    """An adapter whose factors have directions of very different lengths, and a small change of it."""
+    start, x = normal(PAIR, 1), small * normal(PAIR, 2)
+    PAIR.view(start, "x.lora_A").mul_(torch.logspace(0, -2, 8)[:, None])
+    PAIR.view(start, "x.lora_B").mul_(torch.logspace(-2, 0, 8))
+    return start, x
+
+
+def product_error(codec, start, x):
+    y = there_and_back(codec, x, PAIR, Context(start=start))
+    wanted = product_of(start + x) - product_of(start)
+    return float((product_of(start + y) - product_of(start + x)).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_weighed_by_the_other_factor_the_product_is_nearer(rank):
+    start, x = trained()
+    assert product_error(LowRank(rank, weigh="product"), start, x) < 0.9 * product_error(LowRank(rank), start, x)
+
+
+def test_no_other_matrix_of_the_rank_has_less_weighed_error():
+    start, x = trained()
+    y = there_and_back(LowRank(3, weigh="product"), x, PAIR, Context(start=start))
+    for name, role in (("x.lora_A", "lora_B"), ("x.lora_B", "lora_A")):
+        factor = PAIR.view(start, f"x.{role}").double()
+        gram = factor.T @ factor if role == "lora_B" else factor @ factor.T
+        gram = gram * 8 / gram.trace() + 0.1 * torch.eye(8)
+        root = torch.linalg.cholesky(gram).T
+        change, came = (PAIR.view(v, name).double() for v in (x, y))
+        wanted, got = (root @ (v if name == "x.lora_A" else v.T) for v in (change, came))
+        assert (wanted - got).norm() <= 1.0001 * (wanted - by_svd(wanted, 3)).norm()
+
+
+def test_without_another_factor_nothing_is_weighed():
+    start, x = trained()
+    PAIR.view(start, "x.lora_B").zero_()
+    weighed = there_and_back(LowRank(2, weigh="product"), x, PAIR, Context(start=start))
+    plain = there_and_back(LowRank(2), x, PAIR)
+    for name in ("x.lora_A", "y"):
+        assert torch.equal(PAIR.view(weighed, name), PAIR.view(plain, name))
+    assert not torch.equal(PAIR.view(weighed, "x.lora_B"), PAIR.view(plain, "x.lora_B"))
+    unknown = there_and_back(LowRank(2, weigh="product"), x, PAIR)
+    assert torch.equal(unknown, plain)
+
+
+def test_energy_is_that_of_the_product():
+    start, x = trained()
+    sent = [
+        LowRank(8, energy=0.9, weigh=weigh).encode(x, PAIR, Context(start=start))["rank"].values
+        for weigh in ("slot", "product")
+    ]
+    assert (sent[1][:2] < sent[0][:2]).all()
+
+
 def altered(energy=0.9, **changed):
     return {**LowRank(2, energy).encode(normal(SPACE), SPACE, CONTEXT), **changed}
 
@@ -165,6 +226,7 @@ def test_a_product_beyond_float32_is_refused(value, right):
         ({"rank": 0}, "rank must be an integer from 1 to 255, got 0"),
         ({"rank": 256}, "rank must be an integer from 1 to 255, got 256"),
         ({"rank": True}, "rank must be an integer from 1 to 255, got True"),
+        ({"weigh": "pair"}, "weigh must be 'slot' or 'product', got 'pair'"),
         ({"energy": 0.0}, r"energy must lie in \(0, 1\], got 0.0"),
         ({"energy": float("nan")}, r"energy must lie in \(0, 1\], got nan"),
     ],

@@ -15,6 +15,7 @@ from fedpeft.codecs import (
     Fragments,
     Identity,
     Numbers,
+    PowerSGD,
     PublicSupport,
     RandomMask,
     Rotated,
@@ -42,9 +43,9 @@ SITES = [replace(CONTEXT, client=client) for client in range(1, 8)]
 
 def test_projections_and_public_supports_are_sketches_and_what_holds_them_as_they_are():
     kinds = {type(codec) for codec in SKETCHED}
-    assert kinds == {SRHT, Ferret, PublicSupport, Fragments, Turns, type(chain(Clip(1.0), Identity()))}
+    assert kinds == {SRHT, Ferret, PowerSGD, PublicSupport, Fragments, Turns, type(chain(Clip(1.0), Identity()))}
     for codec in CODECS + MORE:
-        assert codec in SKETCHED or not isinstance(codec, SRHT | Ferret | PublicSupport)
+        assert codec in SKETCHED or not isinstance(codec, SRHT | Ferret | PowerSGD | PublicSupport)
     for other in (
         RandomMask(0.3, Identity()),  # each client's own coordinates
         chain(DCT(3), PublicSupport()),

@@ -8,7 +8,7 @@ where they do not, its coordinates are copied and numba adds them. That is rare:
 numbers that `Rotated` rotated, two of 3,072 slots of 16,384 for `Ternary`.
 """
 
-from fedpeft.kernels.device.hadamard import flip_signs, sample_hadamard, walsh_hadamard
+from fedpeft.kernels.device.hadamard import flip_signs, sample_hadamard, spread_hadamard, walsh_hadamard
 from fedpeft.kernels.device.largest import keep_largest
 from fedpeft.kernels.device.normal import quantise_normal
 from fedpeft.kernels.device.philox import stream_words
@@ -30,6 +30,7 @@ __all__ = [
     "pack_ternary",
     "quantise_normal",
     "sample_hadamard",
+    "spread_hadamard",
     "stratified",
     "stream_words",
     "to_host",

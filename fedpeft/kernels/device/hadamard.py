@@ -59,3 +59,20 @@ def sample_hadamard(
     z = walsh_hadamard(flip_signs(x, words), edges)
     blocks = torch.bucketize(rows, torch.from_numpy(edges[1:]).to(x.device), right=True)
     return z[rows] * torch.from_numpy(factors).to(x.device)[blocks]
+
+
+def spread_hadamard(
+    y: Float[Tensor, " k"],
+    edges: NDArray[np.int64],
+    words: Int[Tensor, " w"],
+    rows: Int[Tensor, " k"],
+    factors: NDArray[np.float32],
+) -> Float[Tensor, " d"]:
+    """What `fedpeft.kernels.spread_hadamard` makes of `y`, to the last bit; arguments as there."""
+    blocks = torch.bucketize(rows, torch.from_numpy(edges[1:]).to(y.device), right=True)
+    z = torch.zeros(int(edges[-1]), device=y.device)
+    z[rows] = y * torch.from_numpy(factors).to(y.device)[blocks]
+    out = flip_signs(walsh_hadamard(z, edges), words)
+    for k in np.flatnonzero(torch.bincount(blocks, minlength=factors.size).cpu().numpy() == 0):
+        out[edges[k] : edges[k + 1]] = 0
+    return out

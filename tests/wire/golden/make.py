@@ -15,6 +15,7 @@ from fedpeft.codecs import (
     QSGD,
     SRHT,
     Block4,
+    Budget,
     Context,
     DeadZone,
     Ferret,
@@ -25,14 +26,18 @@ from fedpeft.codecs import (
     MagnitudeMask,
     Numbers,
     Plane,
+    PowerSGD,
     PublicSupport,
     RandomMask,
+    Ranks,
     Rotated,
     Symbols,
     Ternary,
     TopK,
+    Turns,
     Uniform,
     chain,
+    per_slot,
 )
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Slot, Space
@@ -54,6 +59,7 @@ def _skewed(levels, numel):
 
 SPACE = Space((Slot("a", (8, 100), "lora_A"), Slot("b", (100, 7), "lora_B"), Slot("bias", (3,), "head")))
 ODD = Space((Slot("a", (9, 100), "lora_A"), Slot("b", (70, 9), "lora_B"), Slot("c", (5,), "head")))
+OWN = WORDS[: 2 * ODD.numel]
 
 
 def _encoded(codec):
@@ -62,23 +68,55 @@ def _encoded(codec):
     return dict(codec.encode(delta, SPACE, Context(seed=1, round=3, client=2)))
 
 
-def _factors(rank):
+def _factors(codec):
     """Parts that `LowRank` reads, made of integers: singular vectors are not the same to the bit everywhere."""
-    codec = LowRank(rank, energy=0.9)
     sizes = {name: field.numel for name, field in codec.layout(SPACE).items()}
     return {
         "values": Numbers(np.array([2, 1, 3], np.float32)),
         "left": Numbers((BYTES[: 2 * 8 + 100] / 64).astype(np.float16)),
         "right": Numbers((BYTES[: 2 * 100 + 7] / 128).astype(np.float16)),
         "whole": Numbers(np.arange(sizes["whole"], dtype=np.float32)),
-        "rank": Symbols(np.array([2, 1], np.uint8), rank + 1),
+        "rank": Symbols(np.array([2, 1], np.uint8), codec.rank + 1),
     }
 
 
 def _coded(codec):
     """What a codec makes of whole numbers from -500 to 500: which coordinates it draws may never change either."""
-    delta = torch.from_numpy((WORDS[: ODD.numel] % 1001).astype(np.float32) - 500)
-    return codec.encode(delta, ODD, Context(seed=1, round=3, client=2))
+    delta, start = (torch.from_numpy((part % 1001).astype(np.float32) - 500) for part in np.split(OWN, 2))
+    return codec.encode(delta, ODD, Context(seed=1, round=3, client=2, start=start, before=torch.zeros(ODD.numel)))
+
+
+OF_BYTES = {
+    "srht": SRHT(density=0.05, block=256),
+    "srhthalves": SRHT(density=0.05, block=256, dtype="float16", directions="run"),
+    "ferret": Ferret(50, block=400, dtype="logbyte"),
+    "logbyte": LogByte(),
+}
+OF_WORDS = {
+    "ternarycontext": Ternary(density=0.2, context=True),
+    "topk": TopK(density=0.05, chunk=256),
+    "demo": chain(DCT(), TopK(density=1 / 16, bits=3)),
+    "dare": RandomMask(density=0.1, codec=Identity()),
+    "della": MagnitudeMask(density=0.1, eps=0.1),
+    "publicsupport": PublicSupport(density=0.1),
+    "elected": PublicSupport(density=0.02, elect="last"),
+    "rotated": Rotated(bits=2, block=256),
+    "uniform": Uniform(bits=4),
+    "uniformrandom": Uniform(bits=3, stochastic=True),
+    "deadzone": DeadZone(bits=2.0),
+    "deadzoneslots": DeadZone(bits=1.0, scale="unbiased", step="slot"),
+    "fragments": Fragments(Uniform(bits=3), count=2),
+    "turns": Turns(Uniform(bits=2), ("lora_A", "head", "lora_B")),
+    "nf4": Block4("nf4"),
+    "e3m0": Block4("e3m0", block=50),
+    "qsgd": QSGD(levels=16, bucket=100),
+    "budget": Budget(700),
+    "ranks": Ranks(),
+    "powersgd": PowerSGD(rank=2),
+    "perslot": per_slot({"head": Identity("float16")}, default=Ternary(density=0.05)),
+}
+LOW_RANK = {"lowrank": LowRank(2, energy=0.9)}
+CODECS = {**OF_BYTES, **OF_WORDS, **LOW_RANK}
 
 
 PARTS = {
@@ -103,26 +141,9 @@ PARTS = {
         "scale": Numbers(np.array([0.5, 0.25, 1.5], np.float32)),
         "sign": plane(np.flatnonzero(WORDS[:601] & 1), 601),
     },
-    "srht": _encoded(SRHT(density=0.05, block=256)),
-    "srhthalves": _encoded(SRHT(density=0.05, block=256, dtype="float16", directions="run")),
-    "ferret": _encoded(Ferret(50, block=400, dtype="logbyte")),
-    "logbyte": _encoded(LogByte()),
-    "lowrank": _factors(2),
-    "ternarycontext": _coded(Ternary(density=0.2, context=True)),
-    "topk": _coded(TopK(density=0.05, chunk=256)),
-    "demo": _coded(chain(DCT(), TopK(density=1 / 16, bits=3))),
-    "dare": _coded(RandomMask(density=0.1, codec=Identity())),
-    "della": _coded(MagnitudeMask(density=0.1, eps=0.1)),
-    "publicsupport": _coded(PublicSupport(density=0.1)),
-    "rotated": _coded(Rotated(bits=2, block=256)),
-    "uniform": _coded(Uniform(bits=4)),
-    "uniformrandom": _coded(Uniform(bits=3, stochastic=True)),
-    "deadzone": _coded(DeadZone(bits=2.0)),
-    "deadzoneslots": _coded(DeadZone(bits=1.0, scale="unbiased", step="slot")),
-    "fragments": _coded(Fragments(Uniform(bits=3), count=2)),
-    "nf4": _coded(Block4("nf4")),
-    "e3m0": _coded(Block4("e3m0", block=50)),
-    "qsgd": _coded(QSGD(levels=16, bucket=100)),
+    **{name: _encoded(codec) for name, codec in OF_BYTES.items()},
+    "lowrank": _factors(LOW_RANK["lowrank"]),
+    **{name: _coded(codec) for name, codec in OF_WORDS.items()},
 }
 
 
