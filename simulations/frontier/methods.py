@@ -16,7 +16,9 @@ class Method:
         server_optimizer: expression; "": the task's.
         rank: of the LoRA; fp32 is of rank 8, and all bytes are compared with its.
         start: where a round begins, as in `fedpeft.training.Settings`.
+        alpha: of the LoRA, which scales its product by alpha / rank; 0: the rank.
         fewer: how many of the task's rounds are made one of as many more local steps.
+        longer: how many times the task's local steps a site takes in the whole run.
     """
 
     family: str
@@ -26,7 +28,9 @@ class Method:
     server_optimizer: str = ""
     rank: int = 8
     start: str = "global"
+    alpha: int = 0
     fewer: int = 1
+    longer: int = 1
 
     @property
     def name(self) -> str:
@@ -49,6 +53,17 @@ METHODS = (
     *_family("budget-relative", "ErrorFeedback(Budget(#, error='relative'))", "5800", start="own"),
     *_family("budget-rank2", "ErrorFeedback(Budget(#))", "900", rank=2, start="own"),
     *_family("budget-fewer", "ErrorFeedback(Budget(#))", "3700", start="own", fewer=4),
+    *_family(
+        "budget-rank2-scaled",
+        "ErrorFeedback(Budget(#))",
+        "1825",
+        rank=2,
+        alpha=8,
+        start="own",
+        fewer=2,
+        longer=2,
+        server_optimizer="SGD(lr=1.0, momentum=0.5)",
+    ),
     *_family("rotated", "Rotated(bits=#)", "1"),
     *_family("sparseloco", "ErrorFeedback(TopK(density=#), decay=0.95)", "0.03"),
     Method("fp16", "", "Identity('float16')", "Identity('float16')"),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fedpeft.config import Experiment
 from simulations.frontier.methods import Method
 
-_PEFT = "LoraConfig(r={rank}, lora_alpha={rank}, target_modules='all-linear')"
+_PEFT = "LoraConfig(r={rank}, lora_alpha={alpha}, target_modules='all-linear')"
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Task:
                 "sites": self.sites,
                 "rounds": 2 if quick else self.rounds // method.fewer,
                 "model": {"name": str(Path(os.environ["FEDPEFT_DATA"]) / "stories260k"), "threads": 1, **self.model},
-                "peft": _PEFT.format(rank=method.rank),
+                "peft": _PEFT.format(rank=method.rank, alpha=method.alpha or method.rank),
                 "data": {"test_examples": 64, **self.data},
                 "training": {
                     **self.training,
                     "start": method.start,
-                    "local_steps": 2 if quick else self.training["local_steps"] * method.fewer,
+                    "local_steps": 2 if quick else self.training["local_steps"] * method.fewer * method.longer,
                 },
                 "codec": method.codec,
                 "broadcast": method.broadcast,
