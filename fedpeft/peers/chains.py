@@ -26,8 +26,8 @@ class _Chain:
     links: list[bytes]
     segments: list[Segment] = field(default_factory=list)
 
-    def cut(self, count: int) -> None:
-        del self.segments[count:], self.links[count + 1 :]
+    def first(self, count: int) -> "_Chain":
+        return _Chain(self.links[: count + 1], self.segments[:count])
 
 
 class Chains:
@@ -58,11 +58,12 @@ class Chains:
         self.keys, self.most_segments = dict(keys), most_segments
         self._check = check
         self._chains = {peer: _Chain([beginning(run, root, peer)]) for peer in sorted(keys)}
+        self._branches: dict[int, list[_Chain]] = {}
         self.forks: dict[int, Fork] = {}
 
     def count(self, peer: int) -> int:
-        """How many segments of a member are held."""
-        return len(self._chains[peer].segments)
+        """How many segments of a member are held; of somebody who may not publish here, none."""
+        return len(self._chains[peer].segments) if peer in self._chains else 0
 
     def link(self, peer: int, number: int) -> bytes | None:
         """The link of a member's segment; of number 0, its beginning; None where that is not held."""
@@ -78,12 +79,23 @@ class Chains:
         return {peer: (len(chain.segments), chain.links[-1]) for peer, chain in self._chains.items() if chain.segments}
 
     def forked(self) -> dict[int, int]:
-        """The lowest number at which each cheating member was proven to have forked."""
-        return {peer: fork.place[2] for peer, fork in sorted(self.forks.items())}
+        """The lowest number at which each cheating member was proven to have forked; 0: in an epoch before."""
+        return {peer: self._number(fork) for peer, fork in sorted(self.forks.items())}
 
     def segments(self, peer: int, first: int = 1, last: int | None = None) -> list[Segment]:
         """Segments of a member, by number, as far as they are held."""
         return self._chains[peer].segments[max(0, first - 1) : last] if peer in self._chains else []
+
+    def bodies(self, peer: int, count: int, link: bytes) -> list[bytes] | None:
+        """Bodies of a member's segments up to the one that has a link; None where they are not held.
+
+        They are found on a branch too that was cut off when its member was barred: more than two thirds may have voted
+        for it before they knew.
+        """
+        for chain in (self._chains[peer], *self._branches.get(peer, ())) if peer in self._chains else ():
+            if 1 <= count < len(chain.links) and chain.links[count] == link:
+                return [segment.body for segment in chain.segments[:count]]
+        return None
 
     def __iter__(self) -> Iterator[Segment]:
         """All segments, member after member."""
@@ -107,7 +119,7 @@ class Chains:
         chain = self._chains[segment.peer]
         if segment.number > len(chain.segments) + 1:
             return Taking.AHEAD
-        if segment.peer in self.forks and segment.number >= self.forks[segment.peer].place[2]:
+        if segment.peer in self.forks and segment.number >= self._number(self.forks[segment.peer]):
             return Taking.BARRED
         previous = chain.links[segment.number - 1]
         held = chain.segments[segment.number - 1] if segment.number <= len(chain.segments) else None
@@ -128,29 +140,41 @@ class Chains:
         return Taking.NEW
 
     def bar(self, fork: Fork) -> bool:
-        """Bar a member from where it forked; whether that is lower than what was known.
+        """Bar a member from where it forked, from the beginning if that was in an epoch before; whether that is news.
 
         The two segments themselves are in nobody's chain, so whichever of them a peer saw first, all end with the same.
 
         Raises:
-            RefusedError: the fork proves nothing.
+            RefusedError: the fork proves nothing, or a body in it breaks the run's limits.
         """
         epoch, peer, number = fork.place
-        if epoch != self.epoch or peer not in self._chains:
+        if epoch > self.epoch or peer not in self._chains:
             raise RefusedError(Reason.OTHER_ROUND, f"a fork of peer {peer} in epoch {epoch}, here is {self.epoch}")
-        if peer in self.forks and self.forks[peer].place[2] <= number:
+        if peer in self.forks and self._number(self.forks[peer]) <= self._number(fork):
             return False
-        if not 1 <= number <= self.most_segments or not fork.proves(self.run, self.keys[peer]):
+        self._allowed(fork.first)
+        self._allowed(fork.second)
+        if not fork.proves(self.run, self.keys[peer]):
             raise RefusedError(Reason.BAD_PAYLOAD, f"a fork of peer {peer} at segment {number} that proves nothing")
         self.forks[peer] = fork
-        self._chains[peer].cut(number - 1)
+        chain = self._chains[peer]
+        count = max(0, self._number(fork) - 1)
+        if len(chain.segments) > count:
+            self._branches.setdefault(peer, []).append(chain)
+            self._chains[peer] = chain.first(count)
         return True
+
+    def _number(self, fork: Fork) -> int:
+        return fork.place[2] if fork.place[0] == self.epoch else 0
 
     def _fits(self, segment: Segment) -> None:
         if segment.epoch != self.epoch:
             raise RefusedError(Reason.OTHER_ROUND, f"a segment of epoch {segment.epoch}, here is {self.epoch}")
         if segment.peer not in self._chains:
             raise RefusedError(Reason.POLICY, f"peer {segment.peer} is not on the roster, or is barred")
+        self._allowed(segment)
+
+    def _allowed(self, segment: Segment) -> None:
         if not 1 <= segment.number <= self.most_segments:
             raise RefusedError(
                 Reason.POLICY,

@@ -2,6 +2,8 @@
 
 Heads are compared with their hashes, not by length alone: two chains of one length that differ are what a cheat leaves.
 The first segment in which two chains differ is found by halving, for all of them at once; fetched, it is the proof.
+Of votes only who cast them is compared, and beside that the last view in which enough were for one cut: whoever voted
+twice may have shown that to one of the two alone, and so it is given with all that it rests on.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,11 +15,13 @@ from google.protobuf.message import DecodeError, Message
 from fedpeft._proto import peer_pb2 as pb
 from fedpeft.errors import Reason, RefusedError
 from fedpeft.keys.signing import digest
+from fedpeft.peers.cut import Proposal, Vote
 from fedpeft.peers.peer import Peer
 
 LONGEST_BESIDE = 1 << 24  # bytes of votes, proofs and rosters in one answer
 _PIECE = 1 << 16
 _MOST_RANGES = 4096
+_PROPOSAL, _ENOUGH = 0, 3  # kinds of what is held in a view, beside votes of kind 1 and 2
 _M = TypeVar("_M", bound=Message)
 
 Call: TypeAlias = Callable[[str, bytes], Iterable[bytes]]
@@ -38,9 +42,12 @@ def summary(peer: Peer, probes: Iterable[pb.Head] = ()) -> pb.Heads:
     heads = pb.Heads(run=peer.terms.run, epoch=peer.epoch, root=peer.root, roster=peer.newest_roster.serial)
     heads.heads.extend(pb.Head(peer=p, count=count, hash=link) for p, (count, link) in chains.heads().items())
     heads.forked.extend(pb.Head(peer=p, count=number) for p, number in chains.forked().items())
-    heads.votes.extend(pb.Held(view=view, kind=0) for view in sorted(closing.proposals))
+    heads.votes.extend(pb.Held(view=view, kind=_PROPOSAL) for view in sorted(closing.proposals))
     for (view, kind), held in sorted(closing.votes.items()):
         heads.votes.append(pb.Held(view=view, kind=kind, members=_bits(held)))
+    view, enough = closing.valid()
+    if enough is not None:
+        heads.votes.append(pb.Held(view=view, kind=_ENOUGH))
     heads.digest = digest("holds", heads.SerializeToString(deterministic=True))
     heads.probes.extend(probes)
     return heads
@@ -87,7 +94,10 @@ def exchange(peer: Peer, other: int, call: Call) -> None:
         raise RefusedError(Reason.OTHER_ROUND, f"peer {other} is in epoch {mine.epoch} after another cut than this one")
     if mine.digest != theirs.digest:
         _level(peer, mine, theirs, call)
-    peer.heard_from(other)
+    with peer.lock:
+        own = [head for head in theirs.heads if head.peer == peer.number]
+        if peer.epoch == mine.epoch and all(peer.chains.link(head.peer, head.count) == head.hash for head in own):
+            peer.heard_from(other)
 
 
 def _level(peer: Peer, mine: pb.Heads, theirs: pb.Heads, call: Call) -> None:
@@ -104,27 +114,29 @@ def _level(peer: Peer, mine: pb.Heads, theirs: pb.Heads, call: Call) -> None:
         # A longer chain may differ already in what both hold, which shows only when its next segment does not fit.
         contrary = {p: first - 1 for p, (first, _) in found.lacking.items() if p in refused and first > 1}
         if contrary:
-            again = pb.Wanted(run=mine.run, epoch=mine.epoch)
+            again = pb.Wanted(run=mine.run, epoch=mine.epoch, votes=theirs.votes)
             for p, (_, differing) in _first_differences(peer, contrary, call).items():
                 again.ranges.append(pb.Range(peer=p, first=differing, last=differing))
             _fetch(peer, again, call)
-    if peer.epoch == mine.epoch:
-        _give(peer, found, theirs, call)
+    _give(peer, mine.epoch, found, theirs, call)
 
 
 def _differences(peer: Peer, mine: pb.Heads, theirs: pb.Heads) -> Difference:
-    here = {head.peer: head.count for head in mine.heads}
-    there = {head.peer: (head.count, head.hash) for head in theirs.heads if head.peer in peer.chains.keys}
+    here = {head.peer: (head.count, head.hash) for head in mine.heads}
+    there = {head.peer: (head.count, head.hash) for head in theirs.heads}
+    forked = {head.peer: head.count for head in mine.forked}
     lacking, lacked, contrary = {}, {}, {}
-    most = peer.terms.most_segments
-    for member in sorted(here.keys() | there.keys()):
-        count, (their_count, their_link) = here.get(member, 0), there.get(member, (0, b""))
-        if their_count > count:
-            lacking[member] = (count + 1, min(their_count, most))
-        elif their_count and peer.chains.link(member, their_count) != their_link:
-            contrary[member] = their_count
-        elif count > their_count:
-            lacked[member] = (their_count + 1, count)
+    with peer.lock:
+        chains = peer.chains
+        for member in sorted((here.keys() | there.keys()) & chains.keys.keys()):
+            count, their_count = here.get(member, (0, b""))[0], there.get(member, (0, b""))[0]
+            last = min(their_count, chains.most_segments, forked.get(member, 1 << 32) - 1)
+            if their_count <= count and their_count and chains.link(member, their_count) != there[member][1]:
+                contrary[member] = their_count
+            elif last > count:
+                lacking[member] = (count + 1, last)
+            elif count > their_count:
+                lacked[member] = (their_count + 1, count)
     return Difference(lacking, lacked, contrary)
 
 
@@ -138,8 +150,10 @@ def _first_differences(peer: Peer, contrary: Mapping[int, int], call: Call) -> d
         request.probes.extend(pb.Head(peer=p, count=number) for p, number in middle.items())
         reply = _one(pb.Heads, call("Heads", request.SerializeToString()))
         told = {(probe.peer, probe.count): probe.hash for probe in reply.probes}
+        with peer.lock:
+            links = {p: peer.chains.link(p, number) for p, number in middle.items()}
         for p, number in middle.items():
-            if told.get((p, number)) == peer.chains.link(p, number):
+            if told.get((p, number)) == links[p]:
                 same[p] = number
             else:
                 differing[p] = number
@@ -148,35 +162,41 @@ def _first_differences(peer: Peer, contrary: Mapping[int, int], call: Call) -> d
 
 def _fetch(peer: Peer, wanted: pb.Wanted, call: Call) -> set[int]:
     """Take what was asked for; the members whose segments did not fit."""
-    before = {r.peer: peer.chains.count(r.peer) for r in wanted.ranges}
+    with peer.lock:
+        chains = peer.chains
+        before = {r.peer: chains.count(r.peer) for r in wanted.ranges}
     came: set[int] = set()
     most = sum(r.last - r.first + 1 for r in wanted.ranges) * (peer.ledger.most_body + 128) + LONGEST_BESIDE
     for reply in _bounded(call("Segments", wanted.SerializeToString()), most):
         batch = _parsed(pb.Batch, reply)
         peer.take(batch)
         came |= {segment.peer for segment in batch.segments}
-    return {p for p in came & before.keys() if peer.chains.count(p) == before[p]}
-
-
-def _give(peer: Peer, found: Difference, theirs: pb.Heads, call: Call) -> None:
-    wanted = pb.Wanted(run=peer.terms.run, epoch=peer.epoch, votes=theirs.votes)
-    wanted.roster = theirs.roster < peer.newest_roster.serial
-    wanted.ranges.extend(pb.Range(peer=p, first=first, last=last) for p, (first, last) in found.lacked.items())
     with peer.lock:
+        return {p for p in came & before.keys() if chains.count(p) == before[p]}
+
+
+def _give(peer: Peer, epoch: int, found: Difference, theirs: pb.Heads, call: Call) -> None:
+    with peer.lock:
+        if peer.epoch != epoch:
+            return
+        wanted = pb.Wanted(run=peer.terms.run, epoch=epoch, votes=theirs.votes)
+        wanted.roster = theirs.roster < peer.newest_roster.serial
+        wanted.ranges.extend(pb.Range(peer=p, first=first, last=last) for p, (first, last) in found.lacked.items())
         batches, forks = list(_batches(peer, wanted)), list(peer.chains.forks.items())
     for batch in batches:
-        call("Push", batch.SerializeToString())
+        _one(pb.Taken, call("Push", batch.SerializeToString()))
     known = {head.peer: head.count for head in theirs.forked}
     for member, fork in forks:
         if fork.place[2] < known.get(member, 1 << 32):
-            call("Proof", fork.to_proto().SerializeToString())
+            _one(pb.Taken, call("Proof", fork.to_proto().SerializeToString()))
 
 
 def _compare(peer: Peer, call: Call) -> tuple[pb.Heads, pb.Heads]:
     """What is held here, and what the other holds: only its digest where that is the same."""
     with peer.lock:
         mine = summary(peer)
-    theirs = _one(pb.Heads, call("Heads", mine.SerializeToString()))
+    asked = pb.Heads(run=mine.run, epoch=mine.epoch, root=mine.root, digest=mine.digest)
+    theirs = _one(pb.Heads, call("Heads", asked.SerializeToString()))
     if theirs.run != mine.run:
         raise RefusedError(Reason.OTHER_RUN, f"run {theirs.run.hex()[:16]}, here is {mine.run.hex()[:16]}")
     return mine, theirs
@@ -208,24 +228,36 @@ def _batches(peer: Peer, wanted: pb.Wanted) -> Iterator[pb.Batch]:
     batch = pb.Batch(run=peer.terms.run, epoch=peer.epoch)
     if wanted.roster:
         batch.roster.CopyFrom(peer.newest_roster.to_proto())
-    batch.forks.extend(peer.chains.forks[p].to_proto() for p in wanted.forked if p in peer.chains.forks)
-    held = {(said.view, said.kind): said.members for said in wanted.votes}
-    for view, proposal in sorted(peer.closing.proposals.items()):
-        if (view, 0) not in held:
-            batch.proposals.append(proposal.to_proto())
-    for (view, kind), votes in sorted(peer.closing.votes.items()):
-        known = held.get((view, kind), b"")
-        batch.votes.extend(vote.to_proto() for p, vote in sorted(votes.items()) if not _has(known, p))
-    size = batch.ByteSize()
-    for span in wanted.ranges[:_MOST_RANGES]:
-        for segment in peer.chains.segments(span.peer, span.first, span.last):
-            batch.segments.append(segment.to_proto())
-            size += len(segment.body) + 96
-            if size > _PIECE:
-                yield batch
-                batch, size = pb.Batch(run=peer.terms.run, epoch=peer.epoch), 0
-    if size or batch.segments:
+    size = batch.ByteSize() if wanted.roster else 0
+    for item in _items(peer, wanted):
+        getattr(batch, _FIELDS[type(item)]).append(item)
+        size += item.ByteSize() + 4
+        if size > _PIECE:
+            yield batch
+            batch, size = pb.Batch(run=peer.terms.run, epoch=peer.epoch), 0
+    if size:
         yield batch
+
+
+def _items(peer: Peer, wanted: pb.Wanted) -> Iterator[Message]:
+    """Proofs, what was said about closing, and segments: of each member one range, so that an answer is bounded."""
+    chains = peer.chains
+    yield from (chains.forks[p].to_proto() for p in sorted(set(wanted.forked) & chains.forks.keys()))
+    for word in dict.fromkeys(_words(peer, wanted.votes)):
+        yield word.to_proto()
+    for p, span in {span.peer: span for span in wanted.ranges[:_MOST_RANGES]}.items():
+        for segment in chains.segments(p, span.first, span.last):
+            yield segment.to_proto()
+
+
+def _words(peer: Peer, votes: Iterable[pb.Held]) -> Iterator[Vote | Proposal]:
+    """What was said about closing the epoch that somebody who holds some votes lacks."""
+    closing, held = peer.closing, {(said.view, said.kind): said.members for said in votes}
+    yield from closing.evidence(max((view for view, kind in held if kind == _ENOUGH), default=-1))
+    for (view, kind), cast in sorted(closing.votes.items()):
+        known = held.get((view, kind), b"")
+        yield from (vote for p, vote in sorted(cast.items()) if not _has(known, p))
+    yield from (proposal for view, proposal in sorted(closing.proposals.items()) if (view, _PROPOSAL) not in held)
 
 
 def _on_push(peer: Peer, batch: pb.Batch) -> Iterator[Message]:
@@ -234,7 +266,7 @@ def _on_push(peer: Peer, batch: pb.Batch) -> Iterator[Message]:
 
 
 def _on_proof(peer: Peer, fork: pb.Fork) -> Iterator[Message]:
-    taken = peer.take(pb.Batch(run=peer.terms.run, epoch=fork.epoch, forks=[fork]))
+    taken = peer.take(pb.Batch(run=peer.terms.run, forks=[fork]))
     yield pb.Taken(epoch=peer.epoch, taken=taken)
 
 
@@ -252,6 +284,9 @@ _ANSWERS: dict[str, tuple[type[Any], Callable[[Peer, Any], Iterator[Message]]]] 
     "Proof": (pb.Fork, _on_proof),
     "Snapshot": (pb.SnapshotRequest, _on_snapshot),
 }
+
+
+_FIELDS = {pb.Fork: "forks", pb.Vote: "votes", pb.Proposal: "proposals", pb.Segment: "segments"}
 
 
 def _bits(members: Iterable[int]) -> bytes:

@@ -1,47 +1,32 @@
 """A peer: what it holds, what it may say, and how its epochs follow each other. It knows no network."""
 
-import hashlib
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+
+from google.protobuf.message import DecodeError
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.errors import IdentityError, PayloadError, RefusedError
-from fedpeft.keys.signing import SigningKey, digest, verified
-from fedpeft.peers.chains import Chains, Taking
+from fedpeft.errors import IdentityError, JournalError
+from fedpeft.keys.signing import SigningKey
+from fedpeft.peers.chains import Chains
 from fedpeft.peers.closing import Closing
-from fedpeft.peers.cut import Certificate, Cut, Kind, Proposal, Vote, quorum
+from fedpeft.peers.cut import Certificate, Cut, Kind, Vote, quorum
+from fedpeft.peers.epoch import Epoch
 from fedpeft.peers.ledger import Ledger
 from fedpeft.peers.roster import Roster
-from fedpeft.peers.segment import Fork, Segment
+from fedpeft.peers.segment import Segment
 from fedpeft.peers.snapshot import Snapshot
 from fedpeft.peers.store import Store
+from fedpeft.peers.taking import put, take
+from fedpeft.peers.terms import Terms
+
+__all__ = ["Peer", "Terms"]
+
+_UNTIL_MET = (1 << 32) - 1  # silent until enough others have told which epoch is open
 
 
 def _nobody(text: str) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What all peers of a run have agreed on.
-
-    Args:
-        run: hash of the run's description, 32 bytes.
-        organiser: public key of who signs rosters.
-        most_segments: of a member in an epoch; with so many, its part of the epoch is done.
-        patience_s: seconds that an epoch waits for members who have not done their part, and the closing for messages.
-    """
-
-    run: bytes
-    organiser: bytes
-    most_segments: int = 16
-    patience_s: float = 60.0
-
-    @property
-    def root(self) -> bytes:
-        """What stands for the cut before the first epoch."""
-        return digest("run", self.run, self.organiser)
 
 
 class Peer:
@@ -57,11 +42,11 @@ class Peer:
         ledger: what bodies mean.
         store: what survives a crash.
         restored: the store comes from a backup, or was lost: sit out the epoch that is open when enough others have
-            been met, and the one after it, in which it may have published before.
+            been met, and the one after it, in which it may have spoken before. That outlasts a restart.
         alarm: told of what people should know.
 
     Raises:
-        IdentityError: the roster is not the organiser's, or does not know the key.
+        IdentityError: the roster is not the organiser's.
         JournalError: the store is damaged, or of another run.
     """
 
@@ -79,48 +64,109 @@ class Peer:
         self.terms, self.ledger = terms, ledger
         self._key, self._store, self._alarm = key, store, alarm
         self.lock = threading.RLock()
-        self._rosters = {known.hash: known for known in (roster.check(terms.organiser),)}
+        self._rosters = {roster.check(terms.organiser).hash: roster}
         self._heard: set[int] = set()
         self._silent = 0
-        self._restored = restored
+        self._since: float | None = None
+        self._load(roster)
+        if restored:
+            self._be_silent(_UNTIL_MET)
+            self._settle()
+
+    def _load(self, roster: Roster) -> None:
         self._loading = True
-        kept = store.snapshot()
-        if kept is None:
-            self._enter(1, terms.root, (), roster, ledger.beginning())
+        records = list(map(_record, self._store.records()))
+        if records and records[0].run != self.terms.run:
+            raise JournalError(f"the store is of run {records[0].run.hex()[:16]}, not {self.terms.run.hex()[:16]}")
+        kept = self._store.snapshot()
+        if kept is not None:
+            snapshot = Snapshot.from_bytes(kept, self.terms.run, self.terms.organiser, 0, self.ledger.most_bytes)
+            self._follow(snapshot)
         else:
-            self._follow(Snapshot.from_bytes(kept, terms.run, terms.organiser, 0, ledger.most_bytes))
-        for record in map(pb.Batch.FromString, store.records()):
-            self._silent = max(self._silent, record.silent)
+            first = Roster.from_proto(records[0].roster, self.terms.run) if records else roster
+            self._rosters[first.check(self.terms.organiser).hash] = first
+            self._enter(1, self.terms.root(first.hash), (), first, self.ledger.beginning())
+        for record in records:
+            self._silent = record.silent or self._silent
             self.take(record)
         self._loading = False
+        if kept is None and not records:
+            self._keep(pb.Batch(run=self.terms.run, roster=roster.to_proto()), durable=True)
 
-    def _enter(self, epoch: int, root: bytes, barred: Iterable[int], roster: Roster, state: bytes) -> None:
+    def _enter(self, epoch: int, root: bytes, barred: Sequence[int], roster: Roster, state: bytes) -> None:
         """Begin an epoch with nothing in it."""
-        self.epoch, self.root, self.barred = epoch, root, tuple(barred)
-        self.roster, self.state = roster, state
-        self.number = next((m.number for m in roster.members if m.key == self._key.public), 0)
-        keys = {m.number: m.key for m in roster.members if m.number not in self.barred}
-        self.chains = Chains(self.terms.run, epoch, root, keys, self.terms.most_segments, self.ledger.check)
-        self.closing = Closing(epoch, sorted(roster.by_number), self.number or None, self.terms.patience_s / 10)
-        self._since: float | None = None
-        self._judged: dict[bytes, bool] = {}
+        self._open = Epoch(self.terms, self.ledger, epoch, root, barred, roster, state, self._key.public)
+        self._since = None
+        newest = self.newest_roster
+        self._rosters = {known.hash: known for known in (roster, newest)}
 
     def _follow(self, snapshot: Snapshot) -> None:
         cut = snapshot.cut
-        self._rosters |= {snapshot.roster.hash: snapshot.roster, snapshot.next.hash: snapshot.next}
+        self._rosters[snapshot.next.hash] = snapshot.next
         self._enter(cut.epoch + 1, cut.hash, cut.barred, snapshot.next, snapshot.state)
+
+    def _go_on(self, snapshot: Snapshot) -> None:
+        """Make the end of an epoch durable, and with it what must outlast it; then begin the next."""
+        kept = pb.Batch(run=self.terms.run, epoch=snapshot.cut.epoch + 1, roster=self.newest_roster.to_proto())
+        kept.silent = self._silent
+        unknown = self.chains.forks.keys() - set(snapshot.cut.barred)
+        kept.forks.extend(self.chains.forks[peer].to_proto() for peer in sorted(unknown))
+        self._store.begin(snapshot.cut.epoch, snapshot.to_bytes(), kept.SerializeToString())
+        self._follow(snapshot)
+        take(self._open, self.terms.run, kept)
 
     # What it holds
 
     @property
+    def epoch(self) -> int:
+        """The epoch that is open here, from 1."""
+        return self._open.number
+
+    @property
+    def root(self) -> bytes:
+        """Hash of the cut before the open epoch."""
+        return self._open.root
+
+    @property
+    def state(self) -> bytes:
+        """The state that the open epoch began with."""
+        return self._open.state
+
+    @property
+    def roster(self) -> Roster:
+        """Of the open epoch."""
+        return self._open.roster
+
+    @property
+    def barred(self) -> tuple[int, ...]:
+        """Members that were proven to cheat in epochs before."""
+        return self._open.barred
+
+    @property
+    def number(self) -> int:
+        """Its own number in the open epoch; 0 where it is on no roster."""
+        return self._open.me
+
+    @property
+    def chains(self) -> Chains:
+        """What members published in the open epoch."""
+        return self._open.chains
+
+    @property
+    def closing(self) -> Closing:
+        """How far the closing of the open epoch is."""
+        return self._open.closing
+
+    @property
     def newest_roster(self) -> Roster:
         """The newest that the organiser signed, as far as is known here."""
-        return max(self._rosters.values(), key=lambda roster: roster.serial)
+        with self.lock:
+            return max(self._rosters.values(), key=lambda roster: roster.serial)
 
     def current(self) -> bytes:
         """The state with all that is known of the open epoch."""
         with self.lock:
-            return self._folded({peer: count for peer, (count, _) in self.chains.heads().items()})
+            return self._open.current()
 
     def done(self) -> bool:
         """Whether it has published all that an epoch takes, or may not publish."""
@@ -141,18 +187,32 @@ class Peer:
         """Note that all that a member holds has been compared with what is held here."""
         with self.lock:
             self._heard.add(peer)
-            if self._restored and self._enough_heard():
-                self._restored = False
-                self._sit_out()
+            self._settle()
 
-    def _sit_out(self) -> None:
-        """Say nothing until an epoch opens that cannot have been open before.
+    def _settle(self) -> None:
+        """Say for how long a peer that forgot something is silent, once more than two thirds of the others were met.
 
-        When more than two thirds are in an epoch, nobody is further than the next: that took votes of more than two
-        thirds in this one.
+        One of them at least, honest, voted in the epoch before the last in which this peer spoke; so none after the one
+        that follows the open one has been opened. Of three members none may lie, and all others are heard: they have
+        given back all that was forgotten and matters.
         """
-        self._silent = self.epoch + 1
-        self._keep(pb.Batch(silent=self._silent), durable=True)
+        others = self.roster.by_number.keys() - {self.number}
+        if self._silent == _UNTIL_MET and len(self._heard & others) >= min(quorum(len(others)), len(others)):
+            self._be_silent(self.epoch + 1 if len(others) > 2 else self.epoch - 1)
+
+    def _be_silent(self, last: int) -> None:
+        self._silent = last
+        self._keep(pb.Batch(silent=last), durable=True)
+
+    def _remembers(self, what: str) -> None:
+        """Take note that others hold something of this peer that its own folder does not."""
+        if self.epoch > self._silent:
+            self._heard.clear()
+            self._be_silent(_UNTIL_MET)
+            self._alarm(
+                f"others hold {what} of this peer in epoch {self.epoch}, and its own folder does not: it is older than "
+                "what was published. This peer is silent until it can say nothing else than it did"
+            )
 
     # What it says
 
@@ -172,7 +232,7 @@ class Peer:
         """
         with self.lock:
             self.ledger.check(body)
-            following = self.epoch, self.chains.count(self.number) + 1 if self.number in self.chains.keys else 0
+            following = self.epoch, self.chains.count(self.number) + 1
             if (epoch, number) != following or not self.may_speak() or self.done():
                 return None
             segment = Segment(epoch, self.number, number, body)
@@ -191,16 +251,10 @@ class Peer:
             said = pb.Batch(run=self.terms.run, epoch=self.epoch)
             while (word := self.closing.say(now, self._ready(now), self._propose, self._judge)) is not None:
                 kept = pb.Batch()
-                if isinstance(word, Vote):
-                    vote = word.signed(self.terms.run, self._key)
-                    kept.votes.append(vote.to_proto())
-                    self._keep(kept, durable=True)
-                    self.closing.add(vote)
-                else:
-                    proposal = word.signed(self._key)
-                    kept.proposals.append(proposal.to_proto())
-                    self._keep(kept, durable=True)
-                    self.closing.add(proposal)
+                signed = word.signed(self.terms.run, self._key) if isinstance(word, Vote) else word.signed(self._key)
+                put(kept, signed)
+                self._keep(kept, durable=True)
+                self.closing.add(signed)
                 said.MergeFrom(kept)
             self._close()
             return said
@@ -210,24 +264,16 @@ class Peer:
     def take(self, batch: pb.Batch) -> int:
         """Add what is new and right of a batch; how much that was. What is wrong is left out, and nothing else.
 
-        Segments, votes and proposals of another epoch are left out; rosters count whenever they come.
+        Segments, votes and proposals of another epoch are left out; rosters and proofs count whenever they come.
         """
         with self.lock:
             taken = self._take_roster(batch) if batch.HasField("roster") else 0
             if batch.epoch not in (0, self.epoch):
-                return taken
-            kept = pb.Batch()
-            for segment in batch.segments:
-                taken += self._take_segment(segment, kept)
-            for fork in batch.forks:
-                taken += self._take_fork(Fork.from_proto(fork), kept)
-            for proposal in batch.proposals:
-                taken += self._take_proposal(proposal, kept)
-            for vote in batch.votes:
-                taken += self._take_vote(vote, kept)
-            if kept.ByteSize():
-                self._keep(kept, durable=bool(kept.forks))
-            return taken
+                batch = pb.Batch(forks=batch.forks)
+            kept = take(self._open, self.terms.run, batch)
+            if kept.ByteSize() and not self._loading:
+                self._keep(kept, durable=self._notice(kept))
+            return taken + len(kept.segments) + len(kept.forks) + len(kept.votes) + len(kept.proposals)
 
     def adopt(self, data: bytes) -> bool:
         """Go on from a snapshot that somebody sent; whether it is newer than what is held.
@@ -242,11 +288,20 @@ class Peer:
             )
             if snapshot.cut.epoch < self.epoch:
                 return False
-            if snapshot.cut.epoch == self.epoch and snapshot.cut.before != self.root:
-                raise IdentityError(f"a snapshot of epoch {self.epoch} that does not follow the cut held here")
-            self._store.begin(snapshot.cut.epoch, data)
-            self._follow(snapshot)
+            if not self._follows(snapshot):
+                raise IdentityError(
+                    f"a snapshot of epoch {snapshot.cut.epoch} that does not follow from epoch {self.epoch} as it is "
+                    "here, or was decided under an older roster"
+                )
+            self._go_on(snapshot)
             return True
+
+    def _follows(self, snapshot: Snapshot) -> bool:
+        if self.epoch == 1 and snapshot.roster.serial < self.roster.serial:
+            return True  # a newcomer: its roster is newer than the one that the run goes by
+        if snapshot.cut.epoch == self.epoch:
+            return snapshot.cut.before == self.root and snapshot.roster.hash == self.roster.hash
+        return snapshot.roster.serial >= self.roster.serial
 
     def snapshot(self) -> bytes | None:
         """The last closed epoch; None in the first."""
@@ -262,73 +317,19 @@ class Peer:
         if roster.hash in self._rosters or roster.serial <= self.newest_roster.serial:
             return 0
         self._rosters[roster.hash] = roster
-        self._keep(pb.Batch(roster=batch.roster), durable=True)
+        self._keep(pb.Batch(roster=roster.to_proto()), durable=True)
         return 1
 
-    def _take_segment(self, message: pb.Segment, kept: pb.Batch) -> int:
-        try:
-            taking = self.chains.take(Segment.from_proto(message))
-        except RefusedError:
-            return 0
-        if taking == Taking.FORKED:
-            fork = self.chains.forks[message.peer]
-            kept.forks.append(fork.to_proto())
-            self._tell_of(fork)
-        elif taking == Taking.NEW:
-            kept.segments.append(message)
-            if message.peer == self.number and not self._loading and self.epoch > self._silent:
-                self._sit_out()
-                self._alarm(
-                    f"others hold segment {message.number} of this peer, which its own folder does not: the folder is "
-                    f"older than what was published. It sits out epochs {self.epoch} and {self.epoch + 1}"
-                )
-        return taking in (Taking.NEW, Taking.FORKED)
-
-    def _take_fork(self, fork: Fork, kept: pb.Batch) -> int:
-        try:
-            new = self.chains.bar(fork)
-        except RefusedError:
-            return 0
-        if new:
-            kept.forks.append(fork.to_proto())
-            self._tell_of(fork)
-        return new
-
-    def _tell_of(self, fork: Fork) -> None:
-        self._judged.clear()
-        if not self._loading:
-            _, peer, number = fork.place
-            self._alarm(f"peer {peer} signed two segments {number} in epoch {self.epoch}; it is barred from there")
-
-    def _take_vote(self, message: pb.Vote, kept: pb.Batch) -> int:
-        member = self.roster.by_number.get(message.peer)
-        if member is None or message.epoch != self.epoch or not self.closing.wants(message.view):
-            return 0
-        try:
-            vote = Vote.from_proto(message)
-        except PayloadError:
-            return 0
-        if message.peer in self.closing.votes.get((vote.view, vote.kind), {}):
-            return 0
-        if not verified(member.key, vote.hash(self.terms.run), vote.signature) or not self.closing.add(vote):
-            return 0
-        kept.votes.append(message)
-        return 1
-
-    def _take_proposal(self, message: pb.Proposal, kept: pb.Batch) -> int:
-        if message.view in self.closing.proposals or not self.closing.wants(message.view):
-            return 0
-        try:
-            proposal = Proposal.from_proto(message, self.terms.run)
-        except PayloadError:
-            return 0
-        proposer = self.roster.by_number[self.closing.proposer(proposal.view)]
-        right = proposal.cut.epoch == self.epoch and -1 <= proposal.valid_view < max(1, proposal.view)
-        if not right or not verified(proposer.key, proposal.hash(), proposal.signature):
-            return 0
-        self.closing.add(proposal)
-        kept.proposals.append(message)
-        return 1
+    def _notice(self, kept: pb.Batch) -> bool:
+        """Tell people of cheats, and be warned by what this peer forgot; whether there was anything of the kind."""
+        for fork in kept.forks:
+            self._alarm(f"peer {fork.peer} signed two segments {fork.number} in epoch {self.epoch}: it is barred there")
+        said = [f"segment {segment.number}" for segment in kept.segments if segment.peer == self.number]
+        said += ["a vote" for vote in kept.votes if vote.peer == self.number]
+        said += ["a proposal" for word in kept.proposals if self.closing.proposer(word.view) == self.number]
+        if said:
+            self._remembers(said[-1])
+        return bool(said or kept.forks)
 
     def _keep(self, batch: pb.Batch, *, durable: bool) -> None:
         if not self._loading:
@@ -342,70 +343,30 @@ class Peer:
             return False
         if self._since is None:
             self._since = now
-        return now - self._since >= self.terms.patience_s or all(
-            self.chains.count(peer) >= self.terms.most_segments
-            for peer in self.chains.keys
-            if peer not in self.chains.forks
-        )
+        return now - self._since >= self.terms.patience_s or self._open.full()
 
     def _propose(self) -> Cut:
-        """The cut of all that is held."""
-        heads = self.chains.heads()
-        return Cut(
-            self.terms.run,
-            self.epoch,
-            self.root,
-            tuple((peer, count, link) for peer, (count, link) in heads.items()),
-            tuple(sorted({*self.barred, *self.chains.forks})),
-            self.newest_roster.hash,
-            hashlib.sha256(self._folded({peer: count for peer, (count, _) in heads.items()})).digest(),
-        )
+        return self._open.propose(self.newest_roster)
 
     def _judge(self, cut: Cut) -> bool | None:
-        """Whether a cut is right; None where something that it names is not held yet."""
-        if cut.hash not in self._judged:
-            right = self._judged_anew(cut)
-            if right is None:
-                return None
-            self._judged[cut.hash] = right
-        return self._judged[cut.hash]
-
-    def _judged_anew(self, cut: Cut) -> bool | None:
-        if cut.before != self.root or not {*self.barred, *self.chains.forks} <= set(cut.barred):
-            return False
-        for peer, count, link in cut.heads:
-            if peer not in self.chains.keys or count > self.terms.most_segments:
-                return False
-            held = self.chains.link(peer, count)
-            if held is None and peer not in self.chains.forks:
-                return None
-            if held != link:
-                return False
-        if not set(cut.barred) <= {*self.barred, *self.chains.forks} or cut.roster not in self._rosters:
-            return None
-        if self._rosters[cut.roster].serial < self.roster.serial:
-            return False
-        state = self._folded({peer: count for peer, count, _ in cut.heads})
-        return hashlib.sha256(state).digest() == cut.state
-
-    def _folded(self, counts: dict[int, int]) -> bytes:
-        bodies = {
-            peer: [segment.body for segment in self.chains.segments(peer, 1, count)] for peer, count in counts.items()
-        }
-        return self.ledger.fold(self.state, self.epoch, bodies)
+        return self._open.judge(cut, self._rosters)
 
     def _close(self) -> None:
         """Go over to the next epoch where this one was decided, and all that counts of it is here."""
         decision = self.closing.decision()
-        if decision is None or not self._judge(decision.cut):
+        if decision is None:
             return
         cut = decision.cut
+        following, state = self._rosters.get(cut.roster), self._open.state_after(cut)
+        if following is None or state is None:
+            return
         votes = [vote for vote in self.closing.votes[decision.view, Kind.CLOSE].values() if vote.cut == cut.hash]
-        snapshot = Snapshot(
-            Certificate(cut, decision.view, tuple(sorted(votes, key=lambda vote: vote.peer))),
-            self.roster,
-            self._rosters[cut.roster],
-            self._folded({peer: count for peer, count, _ in cut.heads}),
-        )
-        self._store.begin(cut.epoch, snapshot.to_bytes())
-        self._follow(snapshot)
+        certificate = Certificate(cut, decision.view, tuple(sorted(votes, key=lambda vote: vote.peer)))
+        self._go_on(Snapshot(certificate, self.roster, following, state))
+
+
+def _record(data: bytes) -> pb.Batch:
+    try:
+        return pb.Batch.FromString(data)
+    except DecodeError as error:
+        raise JournalError(f"the store holds a record that is none: {error}") from None

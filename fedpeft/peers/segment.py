@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.keys.signing import SigningKey, digest, verified
+from fedpeft.keys.signing import HASH_BYTES, SigningKey, digest, verified
 
 
 def beginning(run: bytes, root: bytes, peer: int) -> bytes:
@@ -81,6 +81,7 @@ class Fork:
         other = self.second.epoch, self.second.peer, self.second.number
         return (
             other == self.place
+            and len(self.previous) == HASH_BYTES
             and self.first.body != self.second.body
             and all(verified(key, s.link(run, self.previous), s.signature) for s in (self.first, self.second))
         )

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 
 from fedpeft._proto import peer_pb2 as pb
 from fedpeft.errors import Defect, IdentityError, PayloadError
-from fedpeft.peers.cut import Certificate, Cut, Kind, Vote
+from fedpeft.peers.cut import Certificate, Cut, Vote
 from fedpeft.peers.roster import MOST_MEMBERS, Roster
 
 _MOST_BESIDE = MOST_MEMBERS * (1 << 15)
@@ -76,16 +76,13 @@ class Snapshot:
             raise IdentityError(f"a snapshot under roster {following.serial}, where {least_serial} is known here")
         if cut.roster != following.hash:
             raise IdentityError("a snapshot whose cut names another roster than it brings")
-        votes = tuple(Vote(cut.epoch, v.view, Kind(v.kind), v.peer, v.cut, v.signature) for v in _closing(message))
-        certificate = Certificate(cut, message.view, votes).check(roster)
+        if len(message.votes) > len(roster.members):
+            raise PayloadError(Defect.COUNT, f"a snapshot with {len(message.votes)} votes of {len(roster.members)}")
+        certificate = Certificate(cut, message.view, tuple(map(Vote.from_proto, message.votes))).check(roster)
         state = _inflated(message.state, most_bytes)
         if hashlib.sha256(state).digest() != cut.state:
             raise PayloadError(Defect.CHECKSUM, "a snapshot's state is not the one that its cut names")
         return cls(certificate, roster, following, state)
-
-
-def _closing(message: pb.Snapshot) -> list[pb.Vote]:
-    return [vote for vote in message.votes if vote.kind == Kind.CLOSE]
 
 
 def _inflated(data: bytes, most: int) -> bytes:

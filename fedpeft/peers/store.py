@@ -1,15 +1,17 @@
 """What a peer must not lose: the last closed epoch, and what was said since."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from fedpeft.durable import flush_folder, hold, read_sealed, write_sealed
+from fedpeft.durable import flush_folder, hold, read_sealed, write_durably, write_sealed
 from fedpeft.errors import JournalError
 
-_HEAD = 4 + 8  # length and the beginning of a SHA-256, before each record
+_HEAD = 4 + 8 + 4  # before each record: its length, the beginning of its SHA-256, and that of the SHA-256 of both
+_WAY_OUT = "restore the folder from a backup, and start with --restored"
 
 
 class Store(Protocol):
@@ -27,8 +29,8 @@ class Store(Protocol):
         """Add a record; if `durable`, it and all before it survive a crash once this returns."""
         ...
 
-    def begin(self, epoch: int, snapshot: bytes) -> None:
-        """Keep a snapshot instead of all there was; durable, whole or not at all."""
+    def begin(self, epoch: int, snapshot: bytes, record: bytes) -> None:
+        """Keep a snapshot and a first record instead of all there was; durable, whole or not at all."""
         ...
 
 
@@ -39,18 +41,27 @@ class FolderStore:
         folder: made if it does not exist.
 
     Raises:
-        JournalError: another process holds it, or the snapshot is damaged.
+        JournalError: another process holds it, or it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._lock = hold(folder, "is this peer")
-        epochs = (path.suffix[1:] for path in folder.glob("snapshot.*"))
+        try:
+            self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self) -> None:
+        epochs = (path.suffix[1:] for path in self._folder.glob("snapshot.*"))
         self._epoch = max((int(epoch) for epoch in epochs if epoch.isdigit()), default=0)
+        if self._epoch and not self._path("log").exists():
+            raise JournalError(f"{self._path('log')}: not there, and what this peer published is in it; {_WAY_OUT}")
         self._kept = list(self._read())
         self._log = self._path("log").open("ab", buffering=0)
-        flush_folder(folder)
+        self._tidy()
 
     def snapshot(self) -> bytes | None:
         """The last that `begin` was given."""
@@ -61,21 +72,39 @@ class FolderStore:
         yield from self._kept
 
     def append(self, record: bytes, *, durable: bool) -> None:
-        """Write a record, and flush it to the disk where it must last."""
-        self._log.write(len(record).to_bytes(4, "little") + hashlib.sha256(record).digest()[:8] + record)
-        if durable:
-            os.fsync(self._log.fileno())
+        """Write a record, and flush it to the disk where it must last.
+
+        Raises:
+            OSError: it cannot be written; nothing can from then on, since nobody knows what is on the disk.
+            JournalError: that was so before.
+        """
+        if self._log.closed:
+            raise JournalError(f"{self._path('log')}: could not be written to before; make room, and start again")
+        data = _framed(record)
+        try:
+            if self._log.write(data) != len(data):
+                raise OSError(errno.ENOSPC, "a record was written in part", str(self._path("log")))
+            if durable:
+                os.fsync(self._log.fileno())
+        except OSError:
+            self._log.close()
+            raise
         self._kept.append(record)
 
-    def begin(self, epoch: int, snapshot: bytes) -> None:
-        """Write the snapshot, then begin a new log, then delete the old ones."""
-        old = [self._path("log"), *([self._path("snapshot")] if self._epoch else [])]
+    def begin(self, epoch: int, snapshot: bytes, record: bytes) -> None:
+        """Write the new log, then the snapshot, which makes both of them count, then delete the old ones."""
+        write_durably(self._folder / f"log.{epoch}", _framed(record))
         write_sealed(self._folder / f"snapshot.{epoch}", snapshot)
         self._log.close()
-        self._epoch, self._kept = epoch, []
+        self._epoch, self._kept = epoch, [record]
         self._log = self._path("log").open("ab", buffering=0)
-        for path in old:
-            path.unlink(missing_ok=True)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Delete what is of other epochs, and make the names of what stays durable."""
+        for path in [*self._folder.glob("log.*"), *self._folder.glob("snapshot.*")]:
+            if path not in (self._path("log"), self._path("snapshot")):
+                path.unlink()
         flush_folder(self._folder)
 
     def close(self) -> None:
@@ -87,25 +116,37 @@ class FolderStore:
         return self._folder / f"{name}.{self._epoch}"
 
     def _read(self) -> Iterator[bytes]:
-        """Whole records; what follows the last of them was never acted upon, and is cut off."""
+        """Whole records; what a crash left in part behind them was never acted upon, and is cut off.
+
+        Raises:
+            JournalError: something else is there.
+        """
         path, whole = self._path("log"), 0
         data = path.read_bytes() if path.exists() else b""
         while len(data) - whole >= _HEAD:
-            begin = whole + _HEAD
-            record = data[begin : begin + int.from_bytes(data[whole : whole + 4], "little")]
-            if hashlib.sha256(record).digest()[:8] != data[whole + 4 : begin]:
-                if begin + len(record) < len(data):
-                    raise JournalError(
-                        f"{path}: damaged at byte {whole}, and what this peer published is beyond it; restore the "
-                        "folder from a backup and start with --restored"
-                    )
+            head, begin = data[whole : whole + _HEAD], whole + _HEAD
+            end = begin + int.from_bytes(head[:4], "little")
+            torn = not any(data[whole:]) or (head[12:] == _seal(head[:12])[:4] and end > len(data))
+            if torn:
                 break
+            record = data[begin:end]
+            if head != _framed(record)[:_HEAD]:
+                raise JournalError(f"{path}: damaged at byte {whole}, where a record of this peer was; {_WAY_OUT}")
             yield record
-            whole = begin + len(record)
+            whole = end
         if whole < len(data):
             with path.open("r+b") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
+
+
+def _framed(record: bytes) -> bytes:
+    head = len(record).to_bytes(4, "little") + _seal(record)[:8]
+    return head + _seal(head)[:4] + record
+
+
+def _seal(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 class MemoryStore:
@@ -130,9 +171,9 @@ class MemoryStore:
         if durable:
             self._durable = len(self._records)
 
-    def begin(self, epoch: int, snapshot: bytes) -> None:
-        """Keep a snapshot instead of all there was."""
-        self._snapshot, self._records, self._durable = snapshot, [], 0
+    def begin(self, epoch: int, snapshot: bytes, record: bytes) -> None:
+        """Keep a snapshot and a first record instead of all there was."""
+        self._snapshot, self._records, self._durable = snapshot, [record], 1
 
     def crashed(self) -> "MemoryStore":
         """What is left after a crash: the records up to the last durable one."""

@@ -28,7 +28,8 @@ def neighbours(topology: Topology, peers: int, seed: int = 0, degree: int = 4) -
     if topology == "complete":
         edges = {frozenset((i, j)) for i in range(peers) for j in range(i)}
     elif topology == "random":
-        picks = Stream(seed, Purpose.TOPOLOGY).words(2 * peers * max(0, degree - 2) // 2).reshape(-1, 2) % peers
+        extra = peers * max(0, degree - 2) // 2
+        picks = Stream(seed, Purpose.TOPOLOGY).words(2 * extra).reshape(-1, 2) % peers
         edges |= {frozenset(map(int, pair)) for pair in picks}
     near: list[set[int]] = [set() for _ in range(peers)]
     for edge in edges:
