@@ -78,9 +78,8 @@ class SRHT(Projection):
 
     def _blocks(self, d: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Edges of the blocks, and the logarithms of their sizes."""
-        sizes = [self.block] * (d // self.block)
-        sizes += [1 << bit for bit in reversed(range(self.block.bit_length() - 1)) if d >> bit & 1]
-        return np.cumsum([0, *sizes]), np.array([size.bit_length() - 1 for size in sizes], np.int64)
+        edges = kernels.halving_edges(d, self.block)
+        return edges, np.log2(np.diff(edges)).astype(np.int64)
 
 
 def _signs_and_rows(d: int, k: int, stream: Stream) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

@@ -152,7 +152,7 @@ def _check_equals(plan: Plan, space: Space, keeps: bool) -> None:
     wanted = {
         f"{strategy} needs {', '.join(sorted(strategy.needs))} beside the deltas": strategy.needs,
         f"{codec} reads an adapter of the server's": codec.reads,
-        "root: one whom all trust": plan.root,
+        "root: one whom all trust": plan.root or strategy.rooted,
         "buffer: a round without a barrier": plan.buffer,
         "cohort: somebody who draws it": plan.cohort,
         "supermask: scores, not weights": plan.settings.supermask,

@@ -148,6 +148,11 @@ class FirstOrderTrainer:
                 heads.add(self._forward(job.data, rows[begin : begin + 64])[1])
         return heads
 
+    def loss(self, job: Job, rows: np.ndarray) -> Tensor:
+        """Mean loss (nats) on some of a job's examples, of the adapter that the model has."""
+        logits, targets = self._forward(job.data, rows)
+        return functional.cross_entropy(_over_own(logits, job), targets, ignore_index=_IGNORED)
+
     def _train(self, job: Job) -> Trained:
         settings = job.settings
         held = (
@@ -161,9 +166,8 @@ class FirstOrderTrainer:
             moved = [parameter for parameter in held.parameters if parameter.requires_grad]
             begun = [parameter.detach().clone() for parameter in moved] if settings.proximal else []
             optimizer = _optimizer(moved, settings)
-            for rows in _batches(job.data, settings.local_steps, settings.batch_size, job.order):
-                logits, targets = self._forward(job.data, rows)
-                loss = functional.cross_entropy(_over_own(logits, job), targets, ignore_index=_IGNORED)
+            for rows in batches(job.data, settings.local_steps, settings.batch_size, job.order):
+                loss = self.loss(job, rows)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 held.pull()
@@ -220,7 +224,7 @@ def _over_own(logits: Float[Tensor, "n classes"], job: Job) -> Float[Tensor, "n 
     return logits.masked_fill(foreign.to(logits.device), float("-inf"))
 
 
-def _batches(data: Encoded, steps: int, batch_size: int, stream: Stream) -> list[np.ndarray]:
+def batches(data: Encoded, steps: int, batch_size: int, stream: Stream) -> list[np.ndarray]:
     """Rows of each step: shuffled passes over the data, each cut into batches of like lengths.
 
     The rows of a pass are sorted by length before they are cut, and the batches of the call are shuffled after, so that

@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from fedpeft.errors import RunError
 from fedpeft.training.base import Job
-from fedpeft.training.first_order import _IGNORED, FirstOrderTrainer, _batches, _over_own
+from fedpeft.training.first_order import FirstOrderTrainer, batches
 from fedpeft.training.subspace import Subspace
 
 Publish: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -67,8 +66,8 @@ class Walker:
         settings = job.settings
         vector = job.start.to(self._trainer.device)
         self._trainer.adapted.model.eval()
-        batches = _batches(job.data, -(-chosen.size // self._per_step), settings.batch_size, job.order)
-        for i, rows in enumerate(batches):
+        steps = batches(job.data, -(-chosen.size // self._per_step), settings.batch_size, job.order)
+        for i, rows in enumerate(steps):
             some = chosen[i * self._per_step : (i + 1) * self._per_step]
             slopes = self._slopes(job, rows, vector, some)
             if not np.isfinite(slopes).all():
@@ -83,7 +82,7 @@ class Walker:
     ) -> NDArray[np.float64]:
         def loss(at: Float[Tensor, " d"]) -> float:
             self._trainer.adapted.write(at)
-            return float(self._loss(job, rows))
+            return float(self._trainer.loss(job, rows))
 
         with torch.inference_mode():
             along = (self._subspace.along(np.ones(1), vector, some[j : j + 1]) for j in range(some.size))
@@ -95,13 +94,11 @@ class Walker:
         adapted = self._trainer.adapted
         adapted.write(vector)
         parameters = adapted.parameters()
-        found = torch.autograd.grad(self._loss(job, rows), parameters, allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            self._trainer.loss(job, rows), parameters, allow_unused=True, materialize_grads=True
+        )
         products = self._subspace.products(torch.cat([gradient.reshape(-1) for gradient in found]))
         return products[some].astype(np.float64)
-
-    def _loss(self, job: Job, rows: NDArray[np.int64]) -> Tensor:
-        logits, targets = self._trainer._forward(job.data, rows)
-        return functional.cross_entropy(_over_own(logits, job).double(), targets, ignore_index=_IGNORED)
 
 
 def slope(

@@ -38,7 +38,11 @@ def decoded(codec: Codec, delta: torch.Tensor, ctx: Context) -> torch.Tensor:
     return codec.decode(codec.encode(delta, SPACE, ctx), SPACE, ctx)
 
 
-FREE = [e.strategy for e in EXAMPLES if not (e.strategy.needs or e.strategy.scores or e.strategy.offline)]
+FREE = [
+    strategy
+    for strategy in (example.strategy for example in EXAMPLES)
+    if not (strategy.needs or strategy.scores or strategy.offline or strategy.rooted)
+]
 
 
 @pytest.mark.parametrize("strategy", FREE, ids=repr)

@@ -12,7 +12,7 @@ from fedpeft.data import Example
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.random import Purpose, Stream
 from fedpeft.training import Job, Settings
-from fedpeft.training.first_order import FirstOrderTrainer, _batches
+from fedpeft.training.first_order import FirstOrderTrainer, batches
 from fedpeft.training.models import load_base, locate
 from tests import tiny
 
@@ -132,13 +132,13 @@ def test_batches_pass_over_the_data_evenly_and_hold_no_row_twice(
     classifier: FirstOrderTrainer, size: int, steps: int, batch: int
 ) -> None:
     data = classifier.encode(EXAMPLES[:size])
-    batches = _batches(data, steps, batch, Stream(0, Purpose.DATA, 1, 1))
-    assert [len(rows) for rows in batches] == [batch] * steps
+    cut = batches(data, steps, batch, Stream(0, Purpose.DATA, 1, 1))
+    assert [len(rows) for rows in cut] == [batch] * steps
     passes = -(-steps * batch // max(batch, size // batch * batch))
-    counts = torch.bincount(torch.tensor([int(row) for rows in batches for row in rows]), minlength=size)
+    counts = torch.bincount(torch.tensor([int(row) for rows in cut for row in rows]), minlength=size)
     assert int(counts.max()) <= passes * -(-batch // size)
     if size >= batch:
-        assert all(len(set(rows.tolist())) == batch for rows in batches)
+        assert all(len(set(rows.tolist())) == batch for rows in cut)
         assert size < 2 * batch or int(counts.min()) > 0 or passes < 3
 
 
