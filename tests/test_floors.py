@@ -12,6 +12,7 @@ FLOOR = {
     "codecs": 1, "strategies": 1,
     "adapters": 2, "training": 2, "data": 2, "wire": 2, "privacy": 2,
     "federation": 3, "peers": 3,
+    "membership": 4, "peering": 4,
     "runtime": 4, "config": 4, "preparation": 4, "run": 4, "simulation": 4, "deployment": 4, "flower": 4,
     "watching": 4, "report": 4, "inspection": 4, "merging": 4,
     "cli": 5,

@@ -1,0 +1,257 @@
+"""A running peer: it gossips, it trains, it keeps house, each on a thread of its own."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedpeft._proto import peer_pb2 as pb
+from fedpeft.errors import FedpeftError, JournalError
+from fedpeft.peers.exchange import exchange
+from fedpeft.peers.peer import Peer
+from fedpeft.peers.roster import Member
+from fedpeft.peers.work import Work
+from fedpeft.runtime.peer.contacts import Contacts
+from fedpeft.runtime.peer.dialling import Lines, UnreachableError
+from fedpeft.runtime.peer.limits import Limits
+from fedpeft.runtime.peer.service import Service
+from fedpeft.runtime.peer.trust import Trust
+
+_HOUSE_S = 1.0
+_WAIT_S = 0.5
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a peer goes about talking to others.
+
+    Args:
+        listen: "host:port" to listen on; None for a peer that only dials.
+        advertised: where others reach it; "" for where it listens, if it does.
+        every_s: seconds between two exchanges with a member drawn at random.
+        fanout: how many members are given at once what is new here.
+        epochs: after so many that are closed, nothing more is published and no other is closed.
+        stay_s: seconds that others can still ask after that.
+    """
+
+    listen: str | None
+    advertised: str = ""
+    every_s: float = 2.0
+    fanout: int = 3
+    epochs: int = 1
+    stay_s: float = 60.0
+
+
+class Node:
+    """A peer on the network.
+
+    Args:
+        peer: what it holds.
+        work: what it publishes.
+        trust: who the others are.
+        contacts: where they are.
+        ways: how it talks.
+        limits: of calls.
+        closed: told of the state after each epoch, on the thread that trains, the last one included.
+        house: called once a second, to look for what has changed and to tell how all stands.
+        say: told what happens, a line each.
+
+    Raises:
+        RunError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        work: Work,
+        trust: Trust,
+        contacts: Contacts,
+        ways: Ways,
+        limits: Limits,
+        closed: Callable[[int, bytes], None],
+        house: Callable[[], None] = lambda: None,
+        say: Say = lambda text: None,
+    ) -> None:
+        self.peer, self.contacts, self._work, self._trust, self._ways = peer, contacts, work, trust, ways
+        self._closed, self._house, self._say = closed, house, say
+        self._changed = threading.Condition()
+        self._stopping = self._news = False
+        self._outbox: list[pb.Batch] = []
+        self._broken: BaseException | None = None
+        self._finished = threading.Event()
+        self._lines = Lines(trust, contacts, self._greeting, limits)
+        self._service = (
+            None
+            if ways.listen is None
+            else Service(peer, trust, contacts, self._greeting, ways.listen, self._heard, limits)
+        )
+
+    @property
+    def address(self) -> str:
+        """Where others reach it; "" for nowhere."""
+        return self._ways.advertised or (self._service.address if self._service else "")
+
+    def others(self) -> dict[int, Member]:
+        """The other members, by number."""
+        return self._trust.others()
+
+    def run(self) -> bool:
+        """Take part until the run's epochs are closed and some time has passed, or `stop` was called.
+
+        Returns:
+            Whether the run's epochs are closed.
+
+        Raises:
+            Exception: what a thread could not go on with.
+        """
+        loops = (("gossip", self._gossip), ("trainer", self._train), ("house", self._keep_house))
+        threads = [threading.Thread(target=self._guarded, args=(loop,), name=name) for name, loop in loops]
+        if self._service:
+            self._service.start()
+        for thread in threads:
+            thread.start()
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._finished.is_set())
+                self._changed.wait_for(lambda: self._stopping, self._ways.stay_s)
+        finally:
+            self.stop()
+            self._lines.close()
+            for thread in threads:
+                thread.join()
+            if self._service:
+                self._service.close()
+        if self._broken is not None:
+            raise self._broken
+        return self._finished.is_set()
+
+    def stop(self) -> None:
+        """Make `run` return, once the segment at hand is published or given up; may be called from any thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def waits_for(self) -> str:
+        """Why this peer does not publish at the moment; "" where it may."""
+        peer = self.peer
+        with peer.lock:
+            if peer.epoch > self._ways.epochs:
+                return "the run is over"
+            if not peer.number:
+                return f"an epoch whose roster has this peer; epoch {peer.epoch} has not"
+            if not peer.may_speak():
+                return "more than two thirds of the roster to be met, or for an epoch that it may take part in"
+            if peer.done():
+                return f"epoch {peer.epoch} to be closed"
+        return ""
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as error:
+            self._broken = error
+            self.stop()
+
+    # Gossip
+
+    def _gossip(self) -> None:
+        next_one = 0.0
+        while not self._stopping:
+            now = time.monotonic()
+            if self.peer.epoch <= self._ways.epochs:
+                self._push(self.peer.advance(now))
+            self._push_outbox()
+            if now >= next_one:
+                # Until enough have been met, nothing may be said: so they are met one after the other.
+                share = 0.05 if self._meet(now) else random.uniform(0.5, 1.5)  # noqa: S311 - spreads the load
+                next_one = time.monotonic() + self._ways.every_s * share
+            with self._changed:
+                wait_s = min(self._ways.every_s, max(0.0, next_one - time.monotonic()))
+                self._changed.wait_for(lambda: self._stopping or self._news or self._outbox, wait_s)
+                self._news = False
+
+    def _meet(self, now: float) -> bool:
+        """Compare all that is held with somebody; whether that was somebody new."""
+        number = self.contacts.choose(self._trust.others(), now)
+        if number is None:
+            return False
+        new, before = not self.contacts.seen(number).agreed, self.peer.epoch
+        try:
+            exchange(self.peer, number, self._lines.call(number))
+        except UnreachableError:
+            return new
+        except JournalError:
+            raise
+        except FedpeftError as error:
+            self.contacts.missed(number, time.monotonic(), str(error))
+            self._say(f"peer {number} says what cannot be used: {error}")
+            return new
+        self.contacts.agreed(number)
+        if self.peer.epoch != before:
+            self._heard()
+        return new
+
+    def _push_outbox(self) -> None:
+        with self._changed:
+            batches, self._outbox = self._outbox, []
+        for batch in batches:
+            self._push(batch)
+
+    def _push(self, batch: pb.Batch) -> None:
+        if batch.segments or batch.votes or batch.proposals:
+            some = self.contacts.some(self._trust.others(), self._ways.fanout)
+            self._lines.push(some, batch.SerializeToString())
+            self._heard()
+
+    def _heard(self) -> None:
+        """Something may be new: see what there is to say to it, and to do."""
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
+    def _greeting(self) -> pb.Greeting:
+        known = self.contacts.told(self._trust.others())
+        return pb.Greeting(run=self.peer.terms.run, peer=self._trust.own, address=self.address, known=known)
+
+    # Work
+
+    def _train(self) -> None:
+        seen = 0
+        while not self._stopping:
+            with self.peer.lock:
+                epoch, settled = self.peer.epoch, self.peer.state
+            if epoch - 1 > seen:
+                seen = epoch - 1
+                self._closed(seen, settled)
+            if seen >= self._ways.epochs:
+                break
+            if self.waits_for():
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, _WAIT_S)
+            else:
+                self._publish()
+        if seen >= self._ways.epochs:
+            with self._changed:
+                self._finished.set()
+                self._changed.notify_all()
+
+    def _publish(self) -> None:
+        peer = self.peer
+        with peer.lock:
+            epoch, me, state = peer.epoch, peer.number, peer.current()
+            number = peer.chains.count(me) + 1
+        body = self._work.segment(state, epoch, me, number)
+        segment = peer.publish(body, epoch, number)
+        if segment is not None:
+            with self._changed:
+                self._outbox.append(pb.Batch(run=peer.terms.run, epoch=epoch, segments=[segment.to_proto()]))
+                self._changed.notify_all()
+
+    def _keep_house(self) -> None:
+        while not self._stopping:
+            self._house()
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping, _HOUSE_S)
