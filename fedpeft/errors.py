@@ -11,6 +11,7 @@ cannot be used is a `FedpeftError`:
     ├── RefusedError       a valid message that may not be used now; `.reason` says why
     ├── JournalError       a run folder that cannot be read, or belongs to something else
     ├── IdentityError      a key, a certificate or a roster that cannot be used, or a site that is not who it says
+    ├── UnreachableError   a peer that does not answer
     └── RunError           a run that cannot go on
         ├── QuorumError    too few usable replies before the deadline
         ├── SiteError      a site failed; carries the site's own traceback
@@ -112,6 +113,10 @@ class JournalError(FedpeftError):
 
 class IdentityError(FedpeftError):
     """A key, a certificate or a roster cannot be used, or a site is not who it says; the message names the file."""
+
+
+class UnreachableError(FedpeftError):
+    """A peer does not answer; another may, and this one later."""
 
 
 class RunError(FedpeftError):

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fedpeft import adapters, codecs, data, strategies
 from fedpeft.config.experiment import TrainingSection
-from fedpeft.config.reading import _load
+from fedpeft.config.reading import read
 from fedpeft.config.section import Section, expression
 from fedpeft.errors import ConfigError
 from fedpeft.federation import Plan, ServerOptimizer
@@ -227,7 +227,7 @@ def load_peer(path: Path, overrides: Sequence[str] = ()) -> PeerConfig:
     Raises:
         ConfigError: names each wrong key, what was expected, and the nearest valid spelling.
     """
-    return _load(PeerConfig, path, overrides)
+    return read(PeerConfig, path, overrides)
 
 
 def load_run(path: Path | None, overrides: Sequence[str] = (), *, begun: bool = True) -> PeerRun:
@@ -241,7 +241,7 @@ def load_run(path: Path | None, overrides: Sequence[str] = (), *, begun: bool = 
     Raises:
         ConfigError: as `load_peer`.
     """
-    run = _load(PeerRun, path, overrides)
+    run = read(PeerRun, path, overrides)
     if begun and not (run.organiser and run.base_sha256 and run.start_sha256):
         raise ConfigError(f"{path}: has no organiser or hashes; `fedpeft peer init` makes the file that peers are sent")
     return run

@@ -22,7 +22,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: names each wrong key, what was expected, and the nearest valid spelling.
     """
-    return _load(Experiment, path, overrides)
+    return read(Experiment, path, overrides)
 
 
 def load_site(path: Path, overrides: Sequence[str] = ()) -> SiteConfig:
@@ -31,7 +31,7 @@ def load_site(path: Path, overrides: Sequence[str] = ()) -> SiteConfig:
     Raises:
         ConfigError: as `load`.
     """
-    return _load(SiteConfig, path, overrides)
+    return read(SiteConfig, path, overrides)
 
 
 def validate(raw: Mapping[str, Any], name: str = "the experiment") -> Experiment:
@@ -43,7 +43,12 @@ def validate(raw: Mapping[str, Any], name: str = "the experiment") -> Experiment
     return _validate(Experiment, raw, name)
 
 
-def _load(kind: type[_Kind], path: Path | None, overrides: Sequence[str]) -> _Kind:
+def read(kind: type[_Kind], path: Path | None, overrides: Sequence[str]) -> _Kind:
+    """A section of a YAML file (None: its defaults), with overrides as for an experiment.
+
+    Raises:
+        ConfigError: as `load`.
+    """
     raw: Any = {}
     if path is not None:
         try:

@@ -8,11 +8,11 @@ import grpc
 import pytest
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.errors import RefusedError
+from fedpeft.errors import RefusedError, UnreachableError
 from fedpeft.keys import peer as keys
 from fedpeft.peers.exchange import exchange
 from fedpeft.runtime.peer.contacts import Contacts
-from fedpeft.runtime.peer.dialling import Lines, UnreachableError
+from fedpeft.runtime.peer.dialling import Lines
 from fedpeft.runtime.peer.limits import SERVICE, Limits
 from fedpeft.runtime.peer.node import Node
 from tests.runtime.peer_world import RUN, World

@@ -1,14 +1,6 @@
-"""Mutual TLS: the server trusts the very certificates on the roster, a site trusts the authority.
+"""Mutual TLS: the server trusts the very certificates on the roster, a site trusts the authority."""
 
-gRPC for Python has no revocation lists. So the anchors of a handshake at the server are not the authority but the
-roster's own certificates: what the authority signed and the roster does not hold (any more) fails to verify. A roster
-that changed makes a new configuration, under which a session ticket, which resumes without a certificate, is void.
-"""
-
-import logging
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -16,10 +8,7 @@ import grpc
 
 from fedpeft import keys
 from fedpeft.errors import IdentityError
-
-_log = logging.getLogger(__name__)
-
-_PASSING_S = 0.2
+from fedpeft.runtime import door
 
 
 def server_credentials(folder: Path) -> grpc.ServerCredentials:
@@ -30,9 +19,11 @@ def server_credentials(folder: Path) -> grpc.ServerCredentials:
     Raises:
         IdentityError: the server's key or certificate cannot be used.
     """
-    door = _Door(folder)
-    fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", door.change)  # None for "unchanged" is allowed
-    return grpc.dynamic_ssl_server_credentials(fetch(), fetch, True)
+    roster = keys.Roster(folder)
+    return door.server_credentials(
+        lambda: keys.pair(folder, "server"),
+        lambda: b"".join(member.certificate for member in roster.members().values()),
+    )
 
 
 def site_credentials(folder: Path) -> grpc.ChannelCredentials:
@@ -56,40 +47,3 @@ def peer(context: grpc.ServicerContext, folder: Path) -> tuple[str, str]:
         raise IdentityError("the connection shows no certificate; sites connect over mutual TLS")
     member = keys.identify(folder, shown[0])
     return member.site, member.fingerprint
-
-
-class _Door:
-    """What the server shows and whom it trusts, asked anew for each handshake."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._roster = folder, keys.Roster(folder)
-        self._pair, self._nobody = keys.pair(folder, "server"), keys.nobody()
-        self._told: tuple[tuple[bytes, bytes], bytes] | None = None
-        self._lock = threading.Lock()
-
-    def change(self) -> grpc.ServerCertificateConfiguration | None:
-        """What the folder says now, or None where gRPC has been told; if it cannot be read, nobody comes in.
-
-        It never raises and always has an anchor: otherwise gRPC would go on with the configuration before.
-        """
-        with self._lock:
-            now = self._look()
-            if now == self._told:
-                return None
-            if self._told is not None:
-                # gRPC frees the configuration before, even under a handshake that has just asked (grpc/grpc#36693).
-                time.sleep(_PASSING_S)
-            self._told = now
-            return grpc.ssl_server_certificate_configuration([now[0]], now[1])
-
-    def _look(self) -> tuple[tuple[bytes, bytes], bytes]:
-        try:
-            self._pair = keys.pair(self._folder, "server")
-        except Exception as error:
-            _log.error("the server's certificate is not read again: %s", error)
-        try:
-            anchors = [member.certificate for member in self._roster.members().values()]
-        except Exception as error:
-            _log.error("nobody is let in: %s", error)
-            anchors = []
-        return self._pair, b"".join([self._nobody, *anchors])

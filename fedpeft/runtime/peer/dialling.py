@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import grpc
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import UnreachableError
 from fedpeft.peers.exchange import Call
 from fedpeft.peers.roster import Member
 from fedpeft.runtime.peer.contacts import Contacts
@@ -19,10 +19,6 @@ from fedpeft.runtime.peer.trust import Trust
 
 _MOST_LINES = 64
 _BROKEN = (grpc.RpcError, ValueError)  # ValueError: `Lines.close` has closed the channel
-
-
-class UnreachableError(FedpeftError):
-    """No answer came from a member."""
 
 
 @dataclass(frozen=True)

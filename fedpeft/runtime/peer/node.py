@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.errors import FedpeftError, JournalError
+from fedpeft.errors import FedpeftError, JournalError, UnreachableError
 from fedpeft.peers.exchange import exchange
 from fedpeft.peers.peer import Peer
 from fedpeft.peers.roster import Member
 from fedpeft.peers.work import Work
 from fedpeft.runtime.peer.contacts import Contacts
-from fedpeft.runtime.peer.dialling import Lines, UnreachableError
+from fedpeft.runtime.peer.dialling import Lines
 from fedpeft.runtime.peer.limits import Limits
 from fedpeft.runtime.peer.service import Service
 from fedpeft.runtime.peer.trust import Trust

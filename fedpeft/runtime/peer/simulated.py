@@ -4,14 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import FedpeftError, UnreachableError
 from fedpeft.peers.exchange import Call, answer
 from fedpeft.peers.peer import Peer
 from fedpeft.random import Purpose, Stream
-
-
-class UnreachableError(FedpeftError):
-    """No answer came."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,7 @@
 """Mutual TLS among peers: whoever has a certificate on the roster comes in, and is that member."""
 
-import logging
 import ssl
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -12,14 +9,10 @@ from typing import cast
 import grpc
 
 from fedpeft.errors import IdentityError
-from fedpeft.keys import nobody
 from fedpeft.keys.peer import usable
 from fedpeft.peers.peer import Peer
 from fedpeft.peers.roster import Member, Roster
-
-_log = logging.getLogger(__name__)
-
-_PASSING_S = 0.2
+from fedpeft.runtime.door import server_credentials
 
 
 class Trust:
@@ -72,9 +65,7 @@ class Trust:
 
     def credentials(self) -> grpc.ServerCredentials:
         """Of a server on one port, which follow the rosters; gRPC is told of a change once."""
-        door = _Door(self.pair, self.anchors)
-        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", door.change)  # None for "unchanged"
-        return grpc.dynamic_ssl_server_credentials(fetch(), fetch, True)
+        return server_credentials(lambda: self.pair, self.anchors)
 
     def _now(self) -> "_Seen":
         """What the rosters say; what they said last while the peer is at work, for no handshake waits for that."""
@@ -107,34 +98,6 @@ class _Seen:
                 held.setdefault(member.number, []).append(member)
         numbers = {member.certificate: number for number, members in held.items() for member in members}
         return cls(tuple(roster.hash for roster in rosters), held, numbers)
-
-
-class _Door:
-    """What the server shows and whom it trusts, asked anew for each handshake."""
-
-    def __init__(self, pair: tuple[bytes, bytes], anchors: Callable[[], bytes]) -> None:
-        self._pair, self._anchors, self._nobody = pair, anchors, nobody()
-        self._told: bytes | None = None
-        self._lock = threading.Lock()
-
-    def change(self) -> grpc.ServerCertificateConfiguration | None:
-        """What the rosters say now, or None where gRPC has been told; if they cannot be read, nobody comes in.
-
-        It never raises and always has an anchor: otherwise gRPC would go on with the configuration before.
-        """
-        with self._lock:
-            try:
-                now = self._nobody + self._anchors()
-            except Exception as error:
-                _log.error("nobody is let in: %s", error)
-                now = self._nobody
-            if now == self._told:
-                return None
-            if self._told is not None:
-                # gRPC frees the configuration before, even under a handshake that has just asked (grpc/grpc#36693).
-                time.sleep(_PASSING_S)
-            self._told = now
-            return grpc.ssl_server_certificate_configuration([self._pair], now)
 
 
 @lru_cache(maxsize=8192)
