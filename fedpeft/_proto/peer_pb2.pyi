@@ -236,12 +236,14 @@ class Taken(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., taken: _Optional[int] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
-    __slots__ = ("run", "after")
+    __slots__ = ("run", "after", "lean")
     RUN_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    LEAN_FIELD_NUMBER: _ClassVar[int]
     run: bytes
     after: int
-    def __init__(self, run: _Optional[bytes] = ..., after: _Optional[int] = ...) -> None: ...
+    lean: bool
+    def __init__(self, run: _Optional[bytes] = ..., after: _Optional[int] = ..., lean: _Optional[bool] = ...) -> None: ...
 
 class Piece(_message.Message):
     __slots__ = ("data",)

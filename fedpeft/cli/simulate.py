@@ -10,12 +10,21 @@ import typer
 
 from fedpeft.cli.application import app
 from fedpeft.cli.console import out, reported, size
+from fedpeft.cli.rehearse import rehearse
 from fedpeft.cli.view import View
 
 if TYPE_CHECKING:
     from fedpeft.config import Experiment
     from fedpeft.run import Connect
     from fedpeft.simulation import Simulation
+
+
+class Topology(StrEnum):
+    """Who may talk to whom, without a server."""
+
+    COMPLETE = "complete"
+    RING = "ring"
+    RANDOM = "random"
 
 
 class Engine(StrEnum):
@@ -41,14 +50,26 @@ def simulate(
     at_once: Annotated[
         int | None, typer.Option("--clients-at-once", help="With flower: sites that train side by side.", min=1)
     ] = None,
+    topology: Annotated[
+        Topology | None, typer.Option(help="No server: the sites are peers, and these are their neighbours.")
+    ] = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --topology: mode=scalar|delta|gossip, loss=0.3, split=20, ..."),
+    ] = None,
 ) -> None:
-    """Run an experiment on this machine: several sites, real bytes between them."""
+    """Run an experiment on this machine: several sites, real bytes between them.
+
+    With --topology there is no server; exit code 1 where peers end with different adapters.
+    """
     with reported("stopped; take the run up with --resume"):
         with out.status("starting"):
             from fedpeft import simulation
             from fedpeft.config import load
 
             if resume is not None:
+                if topology is not None:
+                    raise typer.BadParameter("--topology: a run without a server begins anew; it cannot be resumed")
                 if config is not None or settings:
                     raise typer.BadParameter("a resumed run keeps its own config; only --rounds can be changed")
                 experiment, folder = simulation.resume(resume, rounds, runs)
@@ -56,7 +77,13 @@ def simulate(
                 overrides = list(settings or []) + ([f"rounds={rounds}"] if rounds else [])
                 experiment = load(config, overrides)
                 folder = simulation.new_folder(runs, experiment.name)
-        if engine is Engine.FLOWER:
+        if topology is not None:
+            if engine is Engine.FLOWER or at_once is not None:
+                raise typer.BadParameter("--topology: peers are simulated in this process; leave the engine out")
+            rehearse(experiment, [f"topology={topology}", *(peers or [])], folder)
+        elif peers:
+            raise typer.BadParameter("--peers says how peers talk; say --topology ring|random|complete too")
+        elif engine is Engine.FLOWER:
             with out.status("importing Flower and Ray"):
                 from fedpeft.runtime.flower.ray import on_ray
             on_ray(experiment, folder, partial(_follow, experiment, folder), at_once)

@@ -1,6 +1,7 @@
 """Signatures of peers: Ed25519 (RFC 8032) over a hash of 32 bytes that says what it is a hash of."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -67,6 +68,7 @@ class SigningKey:
         return cls(seed)
 
 
+@lru_cache(4096)
 def verified(public: bytes, hashed: bytes, signature: bytes) -> bool:
     """Whether a signature of a hash was made with the private key of `public`."""
     if len(public) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:

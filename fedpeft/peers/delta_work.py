@@ -32,6 +32,8 @@ class DeltaWork:
         rank: of the member's own LoRA; 0 for all.
     """
 
+    live = False
+
     def __init__(
         self, ledger: DeltaLedger, trainer: Trainer, data: Encoded, path: Path | None = None, rank: int = 0
     ) -> None:

@@ -13,10 +13,11 @@ from typing import Any, TypeAlias, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.errors import Reason, RefusedError
+from fedpeft.errors import Defect, PayloadError, Reason, RefusedError
 from fedpeft.keys.signing import digest
 from fedpeft.peers.cut import Proposal, Vote
 from fedpeft.peers.peer import Peer
+from fedpeft.peers.snapshot import without_state
 
 LONGEST_BESIDE = 1 << 24  # bytes of votes, proofs and rosters in one answer
 _PIECE = 1 << 16
@@ -63,8 +64,8 @@ def answer(peer: Peer, method: str, request: bytes) -> list[bytes]:
         raise RefusedError(Reason.NOT_ASKED, f"no method {method!r}; expected one of {', '.join(_ANSWERS)}")
     kind, handle = _ANSWERS[method]
     message = _parsed(kind, request)
-    run = getattr(message, "run", peer.terms.run)
-    if run != peer.terms.run:
+    run = getattr(message, "run", b"")
+    if run != peer.terms.run and (run or kind in _TOLD_OF):
         raise RefusedError(Reason.OTHER_RUN, f"run {run.hex()[:16]}, here is {peer.terms.run.hex()[:16]}")
     with peer.lock:
         return [reply.SerializeToString() for reply in handle(peer, message)]
@@ -83,10 +84,7 @@ def exchange(peer: Peer, other: int, call: Call) -> None:
     """
     mine, theirs = _compare(peer, call)
     if theirs.epoch > mine.epoch:
-        request = pb.SnapshotRequest(run=mine.run, after=mine.epoch - 1)
-        longest = LONGEST_BESIDE + peer.ledger.most_bytes
-        pieces = _bounded(call("Snapshot", request.SerializeToString()), longest)
-        peer.adopt(b"".join(_parsed(pb.Piece, piece).data for piece in pieces))
+        _catch_up(peer, mine, theirs.epoch == mine.epoch + 1, call)
         mine, theirs = _compare(peer, call)
     if theirs.epoch != mine.epoch:
         return
@@ -98,6 +96,18 @@ def exchange(peer: Peer, other: int, call: Call) -> None:
         own = [head for head in theirs.heads if head.peer == peer.number]
         if peer.epoch == mine.epoch and all(peer.chains.link(head.peer, head.count) == head.hash for head in own):
             peer.heard_from(other)
+
+
+def _catch_up(peer: Peer, mine: pb.Heads, lean: bool, call: Call) -> None:
+    """Go on from the other's last closed epoch; its state is fetched only where it cannot be made from what is held."""
+    request = pb.SnapshotRequest(run=mine.run, after=mine.epoch - 1, lean=lean)
+    pieces = _bounded(call("Snapshot", request.SerializeToString()), LONGEST_BESIDE + peer.ledger.most_bytes)
+    try:
+        peer.adopt(b"".join(_parsed(pb.Piece, piece).data for piece in pieces))
+    except PayloadError as error:
+        if not lean or error.defect != Defect.MISSING_PART:
+            raise
+        _catch_up(peer, mine, False, call)
 
 
 def _level(peer: Peer, mine: pb.Heads, theirs: pb.Heads, call: Call) -> None:
@@ -225,7 +235,7 @@ def _on_segments(peer: Peer, wanted: pb.Wanted) -> Iterator[Message]:
 
 def _batches(peer: Peer, wanted: pb.Wanted) -> Iterator[pb.Batch]:
     """What is wanted, as far as it is held, in pieces."""
-    batch = pb.Batch(run=peer.terms.run, epoch=peer.epoch)
+    batch = pb.Batch(epoch=peer.epoch)
     if wanted.roster:
         batch.roster.CopyFrom(peer.newest_roster.to_proto())
     size = batch.ByteSize() if wanted.roster else 0
@@ -234,7 +244,7 @@ def _batches(peer: Peer, wanted: pb.Wanted) -> Iterator[pb.Batch]:
         size += item.ByteSize() + 4
         if size > _PIECE:
             yield batch
-            batch, size = pb.Batch(run=peer.terms.run, epoch=peer.epoch), 0
+            batch, size = pb.Batch(epoch=peer.epoch), 0
     if size:
         yield batch
 
@@ -266,12 +276,14 @@ def _on_push(peer: Peer, batch: pb.Batch) -> Iterator[Message]:
 
 
 def _on_proof(peer: Peer, fork: pb.Fork) -> Iterator[Message]:
-    taken = peer.take(pb.Batch(run=peer.terms.run, forks=[fork]))
+    taken = peer.take(pb.Batch(forks=[fork]))
     yield pb.Taken(epoch=peer.epoch, taken=taken)
 
 
 def _on_snapshot(peer: Peer, asked: pb.SnapshotRequest) -> Iterator[Message]:
     data = peer.snapshot() or b""
+    if asked.lean and data:
+        data = without_state(data)
     if peer.epoch - 1 > asked.after:
         for begin in range(0, len(data), _PIECE):
             yield pb.Piece(data=data[begin : begin + _PIECE])
@@ -285,6 +297,8 @@ _ANSWERS: dict[str, tuple[type[Any], Callable[[Peer, Any], Iterator[Message]]]] 
     "Snapshot": (pb.SnapshotRequest, _on_snapshot),
 }
 
+
+_TOLD_OF = (pb.Heads, pb.Wanted, pb.SnapshotRequest)  # requests that say of which run they are
 
 _FIELDS = {pb.Fork: "forks", pb.Vote: "votes", pb.Proposal: "proposals", pb.Segment: "segments"}
 

@@ -248,7 +248,7 @@ class Peer:
             now: seconds of a clock that only rises.
         """
         with self.lock:
-            said = pb.Batch(run=self.terms.run, epoch=self.epoch)
+            said = pb.Batch(epoch=self.epoch)
             while (word := self.closing.say(now, self._ready(now), self._propose, self._judge)) is not None:
                 kept = pb.Batch()
                 signed = word.signed(self.terms.run, self._key) if isinstance(word, Vote) else word.signed(self._key)
@@ -279,12 +279,17 @@ class Peer:
         """Go on from a snapshot that somebody sent; whether it is newer than what is held.
 
         Raises:
-            PayloadError: it is none.
+            PayloadError: it is none; or it comes without its state, and the segments that lead there are not held.
             IdentityError: it was not decided by this run's members.
         """
         with self.lock:
             snapshot = Snapshot.from_bytes(
-                data, self.terms.run, self.terms.organiser, self.roster.serial, self.ledger.most_bytes
+                data,
+                self.terms.run,
+                self.terms.organiser,
+                self.roster.serial,
+                self.ledger.most_bytes,
+                lambda cut: self._open.state_after(cut) if cut.before == self.root else None,
             )
             if snapshot.cut.epoch < self.epoch:
                 return False

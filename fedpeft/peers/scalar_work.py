@@ -27,6 +27,8 @@ class ScalarWork:
         rounding: to the "nearest" level, or at "random" so that the mean of a step is the one that was wanted.
     """
 
+    live = True
+
     def __init__(
         self,
         ledger: ScalarLedger,

@@ -2,6 +2,7 @@
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -48,7 +49,15 @@ class Snapshot:
         return message.SerializeToString(deterministic=True)
 
     @classmethod
-    def from_bytes(cls, data: bytes, run: bytes, organiser: bytes, least_serial: int, most_bytes: int) -> "Snapshot":
+    def from_bytes(
+        cls,
+        data: bytes,
+        run: bytes,
+        organiser: bytes,
+        least_serial: int,
+        most_bytes: int,
+        state_after: Callable[[Cut], bytes | None] = lambda cut: None,
+    ) -> "Snapshot":
         """What came from somebody who need not be trusted.
 
         Args:
@@ -58,6 +67,7 @@ class Snapshot:
             least_serial: of the roster that is known here; older ones are not believed, since their members may have
                 been dismissed.
             most_bytes: of a state.
+            state_after: makes the state that a cut leads to, where the snapshot comes without.
 
         Raises:
             PayloadError: the bytes are no snapshot, or the state is not the one that was voted for.
@@ -79,10 +89,19 @@ class Snapshot:
         if len(message.votes) > len(roster.members):
             raise PayloadError(Defect.COUNT, f"a snapshot with {len(message.votes)} votes of {len(roster.members)}")
         certificate = Certificate(cut, message.view, tuple(map(Vote.from_proto, message.votes))).check(roster)
-        state = _inflated(message.state, most_bytes)
+        state = _inflated(message.state, most_bytes) if message.state else state_after(cut)
+        if state is None:
+            raise PayloadError(Defect.MISSING_PART, "a snapshot without its state, which cannot be made here")
         if hashlib.sha256(state).digest() != cut.state:
             raise PayloadError(Defect.CHECKSUM, "a snapshot's state is not the one that its cut names")
         return cls(certificate, roster, following, state)
+
+
+def without_state(data: bytes) -> bytes:
+    """A snapshot of one's own, for somebody who holds the closed epoch's segments."""
+    message = pb.Snapshot.FromString(data)
+    message.ClearField("state")
+    return message.SerializeToString(deterministic=True)
 
 
 def _inflated(data: bytes, most: int) -> bytes:

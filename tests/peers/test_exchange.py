@@ -57,6 +57,42 @@ def test_peers_that_hold_the_same_say_so_in_a_few_bytes() -> None:
     assert sum(swarm.network.sent.values()) < 300
 
 
+@pytest.mark.parametrize(("held", "snapshots"), [(True, [True]), (False, [True, False])])
+def test_who_holds_what_an_epoch_was_closed_with_is_not_sent_the_state(held: bool, snapshots: list[bool]) -> None:
+    swarm = Swarm(4)
+    swarm.meet()
+    for number in (1, 2, 3):
+        swarm.publish(number)
+    swarm.meet((1, 2, 3, 4) if held else (1, 2, 3))
+    swarm.close((1, 2, 3))
+    late, lean, states = swarm.peers[4], [], []
+    ask = swarm.network.call(4, 1)
+
+    def recording(method: str, request: bytes) -> list[bytes]:
+        replies = list(ask(method, request))
+        if method == "Snapshot":
+            lean.append(pb.SnapshotRequest.FromString(request).lean)
+            data = b"".join(pb.Piece.FromString(reply).data for reply in replies)
+            states.append(bool(pb.Snapshot.FromString(data).state))
+        return replies
+
+    exchange(late, 1, recording)
+    assert lean == snapshots and states == [not asked for asked in snapshots]
+    assert (late.epoch, late.root, late.state) == (2, swarm.peers[1].root, swarm.peers[1].state)
+    assert pb.Snapshot.FromString(late.snapshot() or b"").state
+
+
+def test_who_is_several_epochs_behind_is_sent_the_state_at_once() -> None:
+    swarm = Swarm(4)
+    swarm.meet()
+    for _ in range(2):
+        swarm.publish(1)
+        swarm.close((1, 2, 3))
+        swarm.meet((1, 2, 3))
+    assert counted(swarm, 4, 1).count("Snapshot") == 1
+    assert swarm.same((1, 4))
+
+
 @pytest.mark.parametrize(("caller", "callee"), [(1, 2), (2, 1), (3, 1)])
 def test_one_exchange_levels_two(caller: int, callee: int) -> None:
     swarm = full()

@@ -29,7 +29,7 @@ SECONDS = 120.0
 class Sum:
     """A ledger whose state is the sum of all bytes that were published, and a work that publishes its place."""
 
-    most_bytes, most_body = 8, 16
+    most_bytes, most_body, live = 8, 16, True
 
     def beginning(self) -> bytes:
         return bytes(8)

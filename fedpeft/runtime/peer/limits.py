@@ -42,6 +42,8 @@ class Limits:
         options = dict(endpoint.options(self.keepalive_s))
         largest = LONGEST_BESIDE + self.most_body
         options["grpc.max_receive_message_length"] = options["grpc.max_send_message_length"] = largest
+        # Pings that measure the bandwidth cost as much as a segment of scalars; messages are small.
+        options["grpc.http2.bdp_probe"] = 0
         # Pauses between attempts are the contacts'; gRPC's own would go on for minutes after a line is whole again.
         options["grpc.use_local_subchannel_pool"] = 1
         return list(options.items())

@@ -241,13 +241,13 @@ class Node:
     def _publish(self) -> None:
         peer = self.peer
         with peer.lock:
-            epoch, me, state = peer.epoch, peer.number, peer.current()
+            epoch, me, state = peer.epoch, peer.number, peer.current() if self._work.live else peer.state
             number = peer.chains.count(me) + 1
         body = self._work.segment(state, epoch, me, number)
         segment = peer.publish(body, epoch, number)
         if segment is not None:
             with self._changed:
-                self._outbox.append(pb.Batch(run=peer.terms.run, epoch=epoch, segments=[segment.to_proto()]))
+                self._outbox.append(pb.Batch(epoch=epoch, segments=[segment.to_proto()]))
                 self._changed.notify_all()
 
     def _keep_house(self) -> None:
