@@ -83,10 +83,10 @@ def _measured(folder: Path, ledger: Ledger, segments: int, at_once: int) -> floa
     peers = [Peer(terms, SigningKey.load(folder / name / "peer.key"), roster, ledger, MemoryStore()) for name in names]
     peers[0].heard_from(2)
     with _line(folder, peers) as (lines, meter):
-        lines.push([2], pb.Batch(run=RUN, epoch=1).SerializeToString())
+        lines.push([2], pb.Batch(epoch=1).SerializeToString())
         before = meter.count
         for begin in range(0, segments, at_once):
-            batch = pb.Batch(run=RUN, epoch=1)
+            batch = pb.Batch(epoch=1)
             for number in range(begin + 1, begin + at_once + 1):
                 segment = peers[0].publish(made.segment(peers[0].state, 1, 1, number), 1, number)
                 assert segment is not None
