@@ -43,6 +43,8 @@ class Epoch:
         keys = {member.number: member.key for member in roster.members if member.number not in self.barred}
         self.chains = Chains(terms.run, number, root, keys, terms.most_segments, ledger.check)
         self.closing = Closing(number, sorted(roster.by_number), self.me or None, terms.patience_s / 10)
+        self._least: dict[int, int] = {}
+        self._least_serial = roster.serial
 
     def current(self) -> bytes:
         """The state with all that is held."""
@@ -53,6 +55,17 @@ class Epoch:
         """Whether all who may publish have published all that they may."""
         chains = self.chains
         return all(chains.count(peer) >= chains.most_segments for peer in chains.keys if peer not in chains.forks)
+
+    def insist(self, serial: int) -> None:
+        """From now on, judge wrong whatever leaves out what is held now, so that no proposer can leave anybody out.
+
+        What comes later does not count: proposers come level with this in time, and some will be heard.
+
+        Args:
+            serial: of the newest roster that is known.
+        """
+        self._least = {peer: count for peer, (count, _) in self.chains.heads().items()}
+        self._least_serial = serial
 
     def propose(self, following: Roster) -> Cut:
         """The cut of all that is held.
@@ -85,6 +98,9 @@ class Epoch:
         barred = {*self.barred, *self.chains.forks}
         if not barred <= set(cut.barred):
             return False
+        counts = {peer: count for peer, count, _ in cut.heads}
+        if any(counts.get(peer, 0) < least for peer, least in self._least.items() if peer not in self.chains.forks):
+            return False
         for peer, count, link in cut.heads:
             held = self.chains.link(peer, count)
             if held != link:
@@ -92,7 +108,7 @@ class Epoch:
                 return None if waiting else False
         if not set(cut.barred) <= barred or cut.roster not in rosters:
             return None
-        return rosters[cut.roster].serial >= self.roster.serial and self.state_after(cut) is not None
+        return rosters[cut.roster].serial >= self._least_serial and self.state_after(cut) is not None
 
     def state_after(self, cut: Cut) -> bytes | None:
         """The state that a cut leads to; None where its segments are not held, or lead elsewhere."""

@@ -68,6 +68,7 @@ class Peer:
         self._heard: set[int] = set()
         self._silent = 0
         self._since: float | None = None
+        self._insisting = False
         self._load(roster)
         if restored:
             self._be_silent(_UNTIL_MET)
@@ -96,7 +97,7 @@ class Peer:
     def _enter(self, epoch: int, root: bytes, barred: Sequence[int], roster: Roster, state: bytes) -> None:
         """Begin an epoch with nothing in it."""
         self._open = Epoch(self.terms, self.ledger, epoch, root, barred, roster, state, self._key.public)
-        self._since = None
+        self._since, self._insisting = None, False
         newest = self.newest_roster
         self._rosters = {known.hash: known for known in (roster, newest)}
 
@@ -278,6 +279,9 @@ class Peer:
     def adopt(self, data: bytes) -> bool:
         """Go on from a snapshot that somebody sent; whether it is newer than what is held.
 
+        Whoever is on no roster of an epoch yet believes none before that of the newest roster it knows: it may not
+        speak before, and members who were dismissed since could have signed any other.
+
         Raises:
             PayloadError: it is none; or it comes without its state, and the segments that lead there are not held.
             IdentityError: it was not decided by this run's members.
@@ -287,7 +291,7 @@ class Peer:
                 data,
                 self.terms.run,
                 self.terms.organiser,
-                self.roster.serial,
+                self.roster.serial if self.number else self.newest_roster.serial,
                 self.ledger.most_bytes,
                 lambda cut: self._open.state_after(cut) if cut.before == self.root else None,
             )
@@ -316,8 +320,7 @@ class Peer:
     def _take_roster(self, batch: pb.Batch) -> int:
         try:
             roster = Roster.from_proto(batch.roster, self.terms.run).check(self.terms.organiser)
-        except IdentityError as error:
-            self._alarm(str(error))
+        except IdentityError:
             return 0
         if roster.hash in self._rosters or roster.serial <= self.newest_roster.serial:
             return 0
@@ -348,7 +351,10 @@ class Peer:
             return False
         if self._since is None:
             self._since = now
-        return now - self._since >= self.terms.patience_s or self._open.full()
+        if not self._insisting and (now - self._since >= self.terms.patience_s or self._open.full()):
+            self._insisting = True
+            self._open.insist(self.newest_roster.serial)
+        return self._insisting
 
     def _propose(self) -> Cut:
         return self._open.propose(self.newest_roster)
