@@ -13,6 +13,7 @@ from fedpeft.durable import write_durably
 from fedpeft.errors import IdentityError
 from fedpeft.keys.peer import Card
 from fedpeft.keys.signing import SigningKey
+from fedpeft.peers.cut import quorum
 from fedpeft.peers.roster import Member, Roster
 from fedpeft.preparation import Prepared, Say, prepare
 
@@ -83,11 +84,20 @@ def hashes(prepared: Prepared) -> tuple[str, str]:
     return prepared.space.base, hashed.hexdigest()
 
 
-def admit(folder: Path, cards: Sequence[Path]) -> Roster:
+def admit(folder: Path, cards: Sequence[Path], *, anyway: bool = False) -> Roster:
     """Put peers on the next roster, or change what it says of those who are on it; returns that roster, signed.
 
+    Those who are on the roster must be more than two thirds of the next one: else newcomers that never start keep all
+    epochs from closing, and with them any roster that would leave these newcomers out.
+
+    Args:
+        folder: the organiser's.
+        cards: as the peers sent them.
+        anyway: although newcomers would be a third or more.
+
     Raises:
-        IdentityError: a card is not of this run, or of a name or a key that somebody else has.
+        IdentityError: a card is not of this run, or of a name or a key that somebody else has, or the newcomers are too
+            many.
     """
     run, rosters = load_run(folder / RUN), _signed(folder)
     members = {member.name: member for member in rosters[-1].members} if rosters else {}
@@ -102,6 +112,8 @@ def admit(folder: Path, cards: Sequence[Path]) -> Roster:
         number = held.number if held is not None else free
         free += held is None
         members[card.name] = Member(number, card.name, card.key, card.certificate, card.addresses)
+    if rosters and not anyway:
+        check_newcomers(rosters[-1], members.values())
     return _sign(folder, run, rosters, members.values())
 
 
@@ -117,6 +129,26 @@ def dismiss(folder: Path, names: Sequence[str]) -> Roster:
         if members.pop(name, None) is None:
             raise IdentityError(f"{name!r} is not on the roster, which has {', '.join(members) or 'nobody'}")
     return _sign(folder, run, rosters, members.values())
+
+
+def check_newcomers(now: Roster, following: Iterable[Member]) -> None:
+    """Pass where those on a roster can close epochs whether the new ones on the next start or not.
+
+    Raises:
+        IdentityError: they cannot.
+    """
+    new = [member.name for member in following if member.number not in now.by_number]
+    there = len(now.members)
+    needed = quorum(there + len(new))
+    if not new or there >= needed:
+        return
+    few = max(n for n in range(len(new)) if there >= quorum(there + n))
+    first = f"admit {few} at most, and more of them once an epoch has closed with these; or" if few else "if they will,"
+    raise IdentityError(
+        f"{', '.join(new)}: {needed} of {there + len(new)} members would have to vote, more than two thirds, and "
+        f"{there} are there now. Should the new ones not start, no epoch would close, and no later roster would hold: "
+        f"{first} insist with --anyway"
+    )
 
 
 def _signed(folder: Path) -> list[Roster]:

@@ -12,20 +12,16 @@ from fedpeft.errors import ConfigError, FedpeftError, IdentityError, SpaceError
 from fedpeft.keys.peer import pair
 from fedpeft.keys.signing import SigningKey
 from fedpeft.membership import Rosters, hashes
-from fedpeft.peers.delta import DeltaLedger
-from fedpeft.peers.delta_work import DeltaWork
 from fedpeft.peers.ledger import Ledger
 from fedpeft.peers.peer import Peer, Terms
-from fedpeft.peers.scalar import ScalarLedger
-from fedpeft.peers.scalar_work import ScalarWork
 from fedpeft.peers.store import FolderStore
 from fedpeft.peers.work import Work
 from fedpeft.preparation import Prepared, Say, prepare
 from fedpeft.runtime.peer.contacts import Contacts
+from fedpeft.runtime.peer.ledgers import deltas, scalars
 from fedpeft.runtime.peer.limits import Limits
 from fedpeft.runtime.peer.node import Node, Ways
 from fedpeft.runtime.peer.trust import Trust
-from fedpeft.training.zeroth_order import Walker
 from fedpeft.watching.peer import PeerPicture, PeerStatus
 
 
@@ -134,6 +130,7 @@ class Peering:
             closed=self._closed,
             house=self._keep_house,
             say=self._say,
+            alarm=self._alarmed,
         )
 
     def _closed(self, epoch: int, state: bytes) -> None:
@@ -174,14 +171,12 @@ class Peering:
 
 def _parts(run: PeerRun, prepared: Prepared, config: PeerConfig) -> tuple[Ledger, Work]:
     """What bodies mean, and what makes them."""
-    start, examples = prepared.trainer.adapted.read(), prepared.trainer.encode(prepared.train)
+    trainer, examples = prepared.trainer, prepared.trainer.encode(prepared.train)
     try:
         if run.mode == "delta":
-            deltas = DeltaLedger(run.plan(), prepared.space, start, run.id)
-            return deltas, DeltaWork(deltas, prepared.trainer, examples, config.folder / "residual")
-        s = run.scalar
-        scalars = ScalarLedger(start, run.seed, s.directions, s.unit, s.per_segment, s.largest)
-        walker = Walker(prepared.trainer, scalars.subspace, s.estimator, s.epsilon, s.directions_per_step)
-        return scalars, ScalarWork(scalars, walker, examples, s.settings())
+            ledger, working = deltas(trainer, run.plan(), run.id)
+            return ledger, working(examples, path=config.folder / "residual")
+        ledger, walking = scalars(trainer, run.scalar, run.seed, run.id)
+        return ledger, walking(examples)
     except ValueError as error:
         raise ConfigError(f"{config.run}: does not fit this adapter: {error}") from None

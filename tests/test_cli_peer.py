@@ -13,8 +13,10 @@ from fedpeft.cli.peer import commands
 from fedpeft.config.peer import PeerConfig, load_run
 from fedpeft.errors import IdentityError, SpaceError
 from fedpeft.keys.peer import Card
-from fedpeft.membership import Rosters
+from fedpeft.membership import Rosters, check_newcomers
 from fedpeft.peering import Peering
+from fedpeft.peers.roster import Member, Roster
+from fedpeft.peers.scalar import ScalarLedger, directions_seed
 from fedpeft.watching.peer import MemberPicture, PeerPicture
 from tests import tiny
 from tests.chaos.program import SECONDS, Program
@@ -72,9 +74,9 @@ def test_an_organiser_admits_and_dismisses(here: Path) -> None:
     assert "roster 1: a (1), b (2)" in admitted and Card.load(Path("b/b.card")).fingerprint in admitted
     assert rosters().first == rosters().newest and rosters().newest.members[1].addresses == ("host-b:1",)
     assert "roster 2: a (1)" in typed("dismiss", "organiser", "b")
-    assert "roster 3: a (1), c (3)" in typed("admit", "organiser", *cards("c"))
+    assert "roster 3: a (1), c (3)" in typed("admit", "organiser", *cards("c"), "--anyway")
     assert (rosters().first.serial, rosters().newest.serial) == (1, 3)
-    assert "roster 4: a (1), c (3), b (4)" in typed("admit", "organiser", *cards("b"))
+    assert "roster 4: a (1), c (3), b (4)" in typed("admit", "organiser", *cards("b"), "--anyway")
     typed("join", "organiser/run.yaml", "a", "--address", "elsewhere:2", "--keys", "a")
     assert "roster 5: a (1), c (3), b (4)" in typed("admit", "organiser", *cards("a"))
     assert rosters().newest.members[0].addresses == ("elsewhere:2",)
@@ -88,8 +90,35 @@ def test_what_an_organiser_refuses(here: Path) -> None:
     typed("join", "organiser/run.yaml", "a", "--keys", "other")
     assert "with another key; dismiss it first" in typed("admit", "organiser", "other/a.card", code=1)
     assert "expected a card" in typed("admit", "organiser", "nothing.card", code=1)
-    assert "two of them have one key" in typed("admit", "organiser", _renamed("a", "q"), code=1)
+    assert "two of them have one key" in typed("admit", "organiser", _renamed("a", "q"), "--anyway", code=1)
     assert rosters().newest.serial == 1
+
+
+def test_newcomers_that_never_start_cannot_keep_the_others_from_closing(here: Path) -> None:
+    assert "roster 1" in typed("admit", "organiser", *cards("a", "b", "c")), "nobody is there yet"
+    for name in ("d", "e", "f"):
+        typed("join", "organiser/run.yaml", name, "--keys", name)
+    refused = typed("admit", "organiser", *cards("d", "e", "f"), code=1)
+    assert "d, e, f: 5 of 6 members would have to vote, more than two thirds, and 3 are there now" in refused
+    assert "admit 1 at most" in refused and rosters().newest.serial == 1
+    assert "roster 2: a (1), b (2), c (3), d (4)" in typed("admit", "organiser", *cards("d", "a"))
+    assert "roster 3" in typed("admit", "organiser", *cards("d", "a", "b")), "they are there already"
+    assert "roster 4" in typed("admit", "organiser", "--anyway", *cards("e", "f"))
+
+
+@pytest.mark.parametrize("there", range(1, 13))
+def test_as_many_are_admitted_as_the_others_can_do_without(there: int) -> None:
+    def member(number: int) -> Member:
+        return Member(number, f"peer-{number}", number.to_bytes(32, "little"))
+
+    now = Roster(bytes(32), 1, tuple(map(member, range(1, there + 1))))
+    for total in range(there, 2 * there + 2):
+        following = tuple(map(member, range(1, total + 1)))
+        if 3 * there > 2 * total:
+            check_newcomers(now, following)
+        else:
+            with pytest.raises(IdentityError, match="--anyway"):
+                check_newcomers(now, following)
 
 
 def _renamed(name: str, other: str) -> Path:
@@ -122,7 +151,7 @@ def test_a_card_that_was_changed_is_refused(here: Path) -> None:
 
 def test_a_roster_that_was_changed_is_refused(here: Path) -> None:
     typed("admit", "organiser", *cards("a", "b"))
-    typed("admit", "organiser", *cards("c"))
+    typed("admit", "organiser", *cards("c"), "--anyway")
     text = Path("organiser/roster.json").read_text()
     told = json.loads(text)
     for path in (
@@ -155,7 +184,10 @@ def test_a_peer_needs_the_run_s_base_and_a_place_on_the_roster(here: Path) -> No
     other = tiny.save_bert(here / "other", seed=1)
     with pytest.raises(SpaceError, match=r"other: expected weights of SHA-256"):
         Peering(config(here, "a", model={"name": str(other), "threads": 1}))
+    run = load_run(Path("organiser/run.yaml"))
     with Peering(config(here, "a")) as peering:
+        ledger = peering.peer.ledger
+        assert isinstance(ledger, ScalarLedger) and ledger.subspace.seed == directions_seed(run.id, run.seed)
         assert (peering.picture().number, peering.picture().peer, peering.picture().address) == (1, "a", "")
 
 

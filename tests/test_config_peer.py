@@ -1,6 +1,10 @@
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fedpeft.config.peer import PeerRun, load_peer, load_run
 from fedpeft.errors import ConfigError
@@ -63,6 +67,72 @@ def test_deltas_take_the_plan_of_a_federation() -> None:
         "TIES",
         "linear",
     )
+
+
+def _texts(told: Mapping[str, object], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in told.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, (*before, key))
+        elif isinstance(value, str | list):
+            yield (*before, key)
+
+
+TEXTS = list(_texts(described(*HASHES).model_dump(mode="json")))
+
+
+@pytest.mark.parametrize("mode", ["scalar", "delta"])
+@pytest.mark.parametrize("keys", TEXTS, ids=".".join)
+def test_reading_a_run_imports_nothing_that_it_names(
+    keys: tuple[str, ...], mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trap.py").write_text("class Trap: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    for text in (
+        "trap.Trap()",
+        "trap.Trap",
+        "ErrorFeedback(trap.Trap())",
+        "ClipNorm(trap.Trap(), 1.0)",
+        "SGD(lr=trap.Trap())",
+        "LoraConfig(target_modules=[trap.Trap()])",
+    ):
+        told = described(*HASHES, f"mode={mode}").model_dump(mode="json")
+        section = told
+        for key in keys[:-1]:
+            section = section[key]
+        section[keys[-1]] = [text, "b"] if isinstance(section[keys[-1]], list) else text
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(told))
+        with suppress(ConfigError):
+            load_run(tmp_path / "run.yaml").plan()
+    assert "trap" not in sys.modules
+
+
+def test_all_expressions_of_a_run_are_among_its_texts() -> None:
+    expressions = {
+        ("peft",),
+        ("delta", "codec"),
+        ("delta", "strategy"),
+        ("delta", "outer_optimizer"),
+        ("model", "name"),
+    }
+    assert expressions < set(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "LoraConfig(target_modules=['a'], megatron_config={'x': 1}, megatron_core='trap')",
+        "PromptTuningConfig(tokenizer_kwargs={'trust_remote_code': True}, prompt_tuning_init='TEXT', "
+        "prompt_tuning_init_text='x', tokenizer_name_or_path='x')",
+    ],
+)
+def test_a_run_does_not_make_peft_load_code(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not admitted in what others send"):
+        described(f"peft={text}")
+
+
+def test_a_run_bounds_its_members_where_it_says_nothing() -> None:
+    plan = described("mode=delta").plan()
+    assert (plan.largest_norm, plan.largest_weight) == (10, 10_000)
 
 
 def test_an_installation_says_where_it_listens_and_whom_it_knows(tmp_path: Path) -> None:

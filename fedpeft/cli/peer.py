@@ -71,6 +71,9 @@ def join(
 def admit(
     folder: _Folder,
     cards: Annotated[list[Path], typer.Argument(help="NAME.card, as the peers sent them.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Although those there now could not close an epoch without the new ones.")
+    ] = False,
 ) -> None:
     """As the organiser: sign the next roster, with these peers on it."""
     with _answered():
@@ -80,7 +83,7 @@ def admit(
         for path in cards:
             card = Card.load(path)
             _say(f"{card.name}: its fingerprint is {card.fingerprint}; compare it with what the peer says")
-        _signed(folder, membership.admit(folder, cards))
+        _signed(folder, membership.admit(folder, cards, anyway=anyway))
 
 
 @commands.command()

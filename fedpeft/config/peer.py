@@ -46,7 +46,8 @@ class ScalarSection(Section):
         unit: length of the shortest step.
         largest: code of the longest step, in [1, 127].
         estimator: "gradient": slopes from one backward pass; "spsa": from two forward passes each.
-        learning_rate: of a step along a direction.
+        learning_rate: of a step along a direction. The steps of all members add up: with twice the members, or twice
+            the segments that they walk at a time, take half of it.
         epsilon: how far "spsa" goes either way.
         batch_size: examples that a slope is taken on.
         directions_per_step: whose slopes are taken on one batch.
@@ -58,10 +59,10 @@ class ScalarSection(Section):
     unit: float = Field(2.0**-16, ge=1e-30, le=1e6)
     largest: int = Field(127, ge=1, le=127)
     estimator: Literal["gradient", "spsa"] = "gradient"
-    learning_rate: float = Field(30.0, gt=0)
+    learning_rate: float = Field(20.0, gt=0)
     epsilon: float = Field(0.1, gt=0)
     batch_size: int = Field(16, ge=1)
-    directions_per_step: int = Field(64, ge=1)
+    directions_per_step: int = Field(32, ge=1)
     labels: Literal["all", "own"] = "all"
 
     def settings(self) -> Settings:
@@ -73,24 +74,34 @@ class DeltaSection(TrainingSection):
     """Local steps and a payload: how a member trains for a segment, and how all merge.
 
     Args:
-        codec: expression of a codec, or of error feedback around one.
+        codec: expression of one of fedpeft's codecs, or of error feedback around one.
         strategy: expression of the rule that merges deltas.
         outer_optimizer: expression of a `torch.optim` optimizer, of the step that all take together.
-        largest_norm: a delta of a larger L2 norm is refused.
-        largest_weight: a delta of more examples is refused.
+        largest_norm: a delta of a larger L2 norm is refused, and a member's sum of an epoch is shortened to it.
+        largest_weight: a delta of more examples is refused, and who has more counts as if it had so many. Nobody can
+            see how many a member has, so this is the most that it can outweigh another by; with 1 all count alike.
     """
 
-    codec: Annotated[str, expression(lambda text: codecs.parse(text, imports=True))] = (
-        "ErrorFeedback(Ternary(density=0.2, scale='norm'))"
-    )
-    strategy: Annotated[str, expression(lambda text: strategies.parse(text, imports=True))] = "Mean()"
+    codec: Annotated[str, expression(codecs.parse)] = "ErrorFeedback(Ternary(density=0.2, scale='norm'))"
+    strategy: Annotated[str, expression(strategies.parse)] = "Mean()"
     outer_optimizer: Annotated[str, expression(ServerOptimizer)] = "SGD(lr=1.0)"
-    largest_norm: float = Field(1e4, gt=0)
-    largest_weight: float = Field(1e7, gt=0)
+    largest_norm: float = Field(10.0, gt=0)
+    largest_weight: float = Field(10_000, ge=1)
+
+
+def _parse_peft(text: str) -> None:
+    """Pass a config that makes PEFT load nothing that it names: no module, and no tokenizer with code of its own."""
+    config = adapters.parse_config(text)
+    for name in ("megatron_config", "tokenizer_kwargs"):
+        if getattr(config, name, None):
+            raise ConfigError(f"{text!r}: {name} is not admitted in what others send; leave it out")
 
 
 class PeerRun(Section):
     """What all peers of a run have agreed on; whoever changes anything has another run.
+
+    It comes from another machine and is read before anybody can compare its number, so its expressions name what
+    fedpeft, torch and PEFT have, and nothing is imported for them.
 
     Args:
         name: for people.
@@ -116,9 +127,7 @@ class PeerRun(Section):
     model: BaseSection = BaseSection()
     base_sha256: _Digest = ""
     start_sha256: _Digest = ""
-    peft: Annotated[str, expression(adapters.parse_config)] = (
-        "LoraConfig(r=8, lora_alpha=16, target_modules=['query', 'value'])"
-    )
+    peft: Annotated[str, expression(_parse_peft)] = "LoraConfig(r=8, lora_alpha=16, target_modules=['query', 'value'])"
     labels: tuple[str, ...] = ()
     epochs: int = Field(12, ge=1)
     segments: int = Field(4, ge=1, le=4096)
@@ -147,8 +156,8 @@ class PeerRun(Section):
         return Plan(
             rounds=self.epochs,
             seed=self.seed,
-            codec=codecs.parse(delta.codec, imports=True),
-            strategy=strategies.parse(delta.strategy, imports=True),
+            codec=codecs.parse(delta.codec),
+            strategy=strategies.parse(delta.strategy),
             optimizer=ServerOptimizer(delta.outer_optimizer),
             settings=Settings(**delta.model_dump(exclude=beside)),
             schedule=delta.schedule,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -9,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from fedpeft import wire
-from fedpeft.codecs import Context, ErrorFeedback
+from fedpeft import kernels, wire
+from fedpeft.codecs import Context, ErrorFeedback, Parts
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.federation import Plan, broadcast
 from fedpeft.federation.plan import ROUNDS_SEEN
@@ -21,18 +22,20 @@ from fedpeft.ternary import TernaryDelta
 
 _WEIGHT = 4  # bytes before the payload
 _RUN = 16  # bytes of the run's name in a payload's header
+_SHORTER = 0.99  # of the largest norm: codecs round
 
 
 class DeltaLedger:
     """A ledger whose state is the adapter, and whose epochs are rounds of federated averaging.
 
     A body is a number of examples (uint32) and a payload. At the end of an epoch every peer decodes the payloads that
-    count, adds up those of one member, merges the members in order, and lets the optimizer step, so all come to the
-    same bits; the members vote on their hash. A strategy that decomposes matrices may differ in the last bits between
-    machines, and members that differ find no majority.
+    count, adds up those of one member, shortens a sum that is longer than one delta may be, merges the members in
+    order, and lets the optimizer step, so all come to the same bits; the members vote on their hash. A strategy that
+    decomposes matrices may differ in the last bits between machines, and members that differ find no majority.
 
-    The state is the adapter in float32 and then what the optimizer keeps, little-endian. A step that cannot be merged,
-    or leads out of the range of fp16, is left out by all.
+    The state is the adapter in float32 and then what the optimizer keeps, little-endian. The adapter stays within the
+    range of fp16, coordinate by coordinate, so that whoever brings it to the edge stops nobody else's steps. A step
+    that cannot be merged, or leads to what is no number, is left out by all.
 
     Args:
         plan: codec, strategy, optimizer, training and bounds; its rounds are epochs, and the learning rate of the last
@@ -74,7 +77,7 @@ class DeltaLedger:
         said, _ = wire.inspect(payload)
         ctx = self.context(said.round, said.client)
         delta = broadcast.unpack(payload, self.plan.update_codec, self.space, self._run, ctx)
-        norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+        norm = _norm(delta)
         if not norm <= self.plan.largest_norm:
             raise PayloadError(Defect.NORM, f"expected an L2 norm of at most {self.plan.largest_norm:g}, got {norm:g}")
 
@@ -89,7 +92,8 @@ class DeltaLedger:
         except (PayloadError, LinAlgError):
             return state
         moved, kept = self.plan.optimizer.step(adapter, merged, kept)
-        if not (moved.abs() <= broadcast.LARGEST).all():
+        moved = moved.clamp(-broadcast.LARGEST, broadcast.LARGEST)
+        if not all(tensor.isfinite().all() for tensor in (moved, *kept.values())):
             return state
         return little(moved) + b"".join(little(kept[name]) for name in self._kept)
 
@@ -100,24 +104,33 @@ class DeltaLedger:
     def seal(self, delta: Float[Tensor, " d"], carried: Tensor, examples: int, ctx: Context) -> tuple[bytes, Tensor]:
         """A body, and what error feedback keeps of the delta: the residual.
 
+        What is longer than a delta may be is shortened first, and the rest is lost.
+
         Args:
             delta: of the segment.
             carried: from earlier ones; zeros where the codec is without error feedback.
             examples: that it was trained on; counted up to the plan's largest weight.
             ctx: of its epoch and member.
         """
-        codec, residual = self.plan.codec, torch.zeros_like(carried)
-        if isinstance(codec, ErrorFeedback):
-            parts, residual = codec.encode(delta, carried, self.space, ctx)
-        else:
-            parts = codec.encode(delta, self.space, ctx)
-        payload = broadcast.pack(parts, self.plan.update_codec, self.space, self._run, ctx)
+        codec = self.plan.update_codec
+        parts, residual = self._encoded(delta, carried, ctx)
+        norm = _norm(codec.decode(parts, self.space, ctx))
+        if norm > self.plan.largest_norm:
+            share = _SHORTER * self.plan.largest_norm / norm
+            parts, residual = self._encoded(share * delta, share * carried, ctx)
+        payload = broadcast.pack(parts, codec, self.space, self._run, ctx)
         weight = int(min(examples, self.plan.largest_weight, (1 << 32) - 1))
         return weight.to_bytes(_WEIGHT, "little") + payload, residual
 
     def context(self, epoch: int, peer: int) -> Context:
         """What the codec draws from for a member's deltas of an epoch."""
         return Context(self.plan.seed, epoch, peer)
+
+    def _encoded(self, delta: Float[Tensor, " d"], carried: Tensor, ctx: Context) -> tuple[Parts, Tensor]:
+        codec = self.plan.codec
+        if isinstance(codec, ErrorFeedback):
+            return codec.encode(delta, carried, self.space, ctx)
+        return codec.encode(delta, self.space, ctx), torch.zeros_like(carried)
 
     def _update(self, epoch: int, peer: int, bodies: Sequence[bytes]) -> Update | None:
         """What a member brings to the merge; None where it published what was made for another place."""
@@ -130,8 +143,10 @@ class DeltaLedger:
         ]
         if len(sent) == 1:
             return Update(sent[0], float(opened[0][0]))
-        dense = [one.dense() if isinstance(one, TernaryDelta) else one for one in sent]
-        return Update(torch.stack(dense).sum(dim=0), float(opened[-1][0]))
+        total = reduce(torch.add, (one.dense() if isinstance(one, TernaryDelta) else one for one in sent))
+        if (norm := _norm(total)) > self.plan.largest_norm:
+            total = total * (self.plan.largest_norm / norm)
+        return Update(total, float(opened[-1][0]))
 
     def _read(self, state: bytes) -> tuple[Float[Tensor, " d"], dict[str, Tensor]]:
         """Adapter and optimizer; before the first step there is no optimizer's state."""
@@ -166,6 +181,11 @@ def _check_equals(plan: Plan, space: Space, keeps: bool) -> None:
             f"{codec} sends some slots in some epochs, and {plan.optimizer.expression} would move the others too; "
             "take SGD(lr=1.0)"
         )
+
+
+def _norm(vector: Float[Tensor, " d"]) -> float:
+    """Added up in one order, so that machines agree on which side of a limit it lies."""
+    return math.sqrt(float(kernels.block_squares(vector.numpy(), np.array([0, vector.numel()]))[0]))
 
 
 def _opened(body: bytes) -> tuple[int, memoryview]:

@@ -8,21 +8,16 @@ twice may have shown that to one of the two alone, and so it is given with all t
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from fedpeft._proto import peer_pb2 as pb
 from fedpeft.errors import Defect, PayloadError, Reason, RefusedError
-from fedpeft.keys.signing import digest
-from fedpeft.peers.cut import Proposal, Vote
+from fedpeft.peers.answering import batches, parsed, pieces, summary
 from fedpeft.peers.peer import Peer
-from fedpeft.peers.snapshot import without_state
 
 LONGEST_BESIDE = 1 << 24  # bytes of votes, proofs and rosters in one answer
-_PIECE = 1 << 16
-_MOST_RANGES = 4096
-_PROPOSAL, _ENOUGH = 0, 3  # kinds of what is held in a view, beside votes of kind 1 and 2
 _M = TypeVar("_M", bound=Message)
 
 Call: TypeAlias = Callable[[str, bytes], Iterable[bytes]]
@@ -35,40 +30,6 @@ class Difference:
     lacking: Mapping[int, tuple[int, int]]
     lacked: Mapping[int, tuple[int, int]]
     contrary: Mapping[int, int]  # up to where the chains of a member, which differ, are both held
-
-
-def summary(peer: Peer, probes: Iterable[pb.Head] = ()) -> pb.Heads:
-    """What a peer holds, in short; the lock of the peer is held."""
-    chains, closing = peer.chains, peer.closing
-    heads = pb.Heads(run=peer.terms.run, epoch=peer.epoch, root=peer.root, roster=peer.newest_roster.serial)
-    heads.heads.extend(pb.Head(peer=p, count=count, hash=link) for p, (count, link) in chains.heads().items())
-    heads.forked.extend(pb.Head(peer=p, count=number) for p, number in chains.forked().items())
-    heads.votes.extend(pb.Held(view=view, kind=_PROPOSAL) for view in sorted(closing.proposals))
-    for (view, kind), held in sorted(closing.votes.items()):
-        heads.votes.append(pb.Held(view=view, kind=kind, members=_bits(held)))
-    view, enough = closing.valid()
-    if enough is not None:
-        heads.votes.append(pb.Held(view=view, kind=_ENOUGH))
-    heads.digest = digest("holds", heads.SerializeToString(deterministic=True))
-    heads.probes.extend(probes)
-    return heads
-
-
-def answer(peer: Peer, method: str, request: bytes) -> list[bytes]:
-    """What a peer answers to another: one message, or the pieces of a stream.
-
-    Raises:
-        RefusedError: the request is not readable, or of another run; nothing changes.
-    """
-    if method not in _ANSWERS:
-        raise RefusedError(Reason.NOT_ASKED, f"no method {method!r}; expected one of {', '.join(_ANSWERS)}")
-    kind, handle = _ANSWERS[method]
-    message = _parsed(kind, request)
-    run = getattr(message, "run", b"")
-    if run != peer.terms.run and (run or kind in _TOLD_OF):
-        raise RefusedError(Reason.OTHER_RUN, f"run {run.hex()[:16]}, here is {peer.terms.run.hex()[:16]}")
-    with peer.lock:
-        return [reply.SerializeToString() for reply in handle(peer, message)]
 
 
 def exchange(peer: Peer, other: int, call: Call) -> None:
@@ -103,7 +64,7 @@ def _catch_up(peer: Peer, mine: pb.Heads, lean: bool, call: Call) -> None:
     request = pb.SnapshotRequest(run=mine.run, after=mine.epoch - 1, lean=lean)
     pieces = _bounded(call("Snapshot", request.SerializeToString()), LONGEST_BESIDE + peer.ledger.most_bytes)
     try:
-        peer.adopt(b"".join(_parsed(pb.Piece, piece).data for piece in pieces))
+        peer.adopt(b"".join(parsed(pb.Piece, piece).data for piece in pieces))
     except PayloadError as error:
         if not lean or error.defect != Defect.MISSING_PART:
             raise
@@ -178,8 +139,9 @@ def _fetch(peer: Peer, wanted: pb.Wanted, call: Call) -> set[int]:
     came: set[int] = set()
     most = sum(r.last - r.first + 1 for r in wanted.ranges) * (peer.ledger.most_body + 128) + LONGEST_BESIDE
     for reply in _bounded(call("Segments", wanted.SerializeToString()), most):
-        batch = _parsed(pb.Batch, reply)
-        peer.take(batch)
+        batch = parsed(pb.Batch, reply)
+        for part in pieces(batch):
+            peer.take(part)
         came |= {segment.peer for segment in batch.segments}
     with peer.lock:
         return {p for p in came & before.keys() if chains.count(p) == before[p]}
@@ -192,8 +154,8 @@ def _give(peer: Peer, epoch: int, found: Difference, theirs: pb.Heads, call: Cal
         wanted = pb.Wanted(run=peer.terms.run, epoch=epoch, votes=theirs.votes)
         wanted.roster = theirs.roster < peer.newest_roster.serial
         wanted.ranges.extend(pb.Range(peer=p, first=first, last=last) for p, (first, last) in found.lacked.items())
-        batches, forks = list(_batches(peer, wanted)), list(peer.chains.forks.items())
-    for batch in batches:
+        forks = list(peer.chains.forks.items())
+    for batch in batches(peer, wanted):
         _one(pb.Taken, call("Push", batch.SerializeToString()))
     known = {head.peer: head.count for head in theirs.forked}
     for member, fork in forks:
@@ -212,118 +174,8 @@ def _compare(peer: Peer, call: Call) -> tuple[pb.Heads, pb.Heads]:
     return mine, theirs
 
 
-# What is answered
-
-
-def _on_heads(peer: Peer, asked: pb.Heads) -> Iterator[Message]:
-    probes = []
-    if asked.epoch == peer.epoch:
-        for probe in asked.probes[:_MOST_RANGES]:
-            link = peer.chains.link(probe.peer, probe.count)
-            probes.append(pb.Head(peer=probe.peer, count=probe.count, hash=link or b""))
-    mine = summary(peer, probes)
-    if probes or mine.digest == asked.digest or mine.epoch != asked.epoch:
-        for field in ("heads", "votes", "forked"):
-            mine.ClearField(field)
-    yield mine
-
-
-def _on_segments(peer: Peer, wanted: pb.Wanted) -> Iterator[Message]:
-    if wanted.epoch == peer.epoch:
-        yield from _batches(peer, wanted)
-
-
-def _batches(peer: Peer, wanted: pb.Wanted) -> Iterator[pb.Batch]:
-    """What is wanted, as far as it is held, in pieces."""
-    batch = pb.Batch(epoch=peer.epoch)
-    if wanted.roster:
-        batch.roster.CopyFrom(peer.newest_roster.to_proto())
-    size = batch.ByteSize() if wanted.roster else 0
-    for item in _items(peer, wanted):
-        getattr(batch, _FIELDS[type(item)]).append(item)
-        size += item.ByteSize() + 4
-        if size > _PIECE:
-            yield batch
-            batch, size = pb.Batch(epoch=peer.epoch), 0
-    if size:
-        yield batch
-
-
-def _items(peer: Peer, wanted: pb.Wanted) -> Iterator[Message]:
-    """Proofs, what was said about closing, and segments: of each member one range, so that an answer is bounded."""
-    chains = peer.chains
-    yield from (chains.forks[p].to_proto() for p in sorted(set(wanted.forked) & chains.forks.keys()))
-    for word in dict.fromkeys(_words(peer, wanted.votes)):
-        yield word.to_proto()
-    for p, span in {span.peer: span for span in wanted.ranges[:_MOST_RANGES]}.items():
-        for segment in chains.segments(p, span.first, span.last):
-            yield segment.to_proto()
-
-
-def _words(peer: Peer, votes: Iterable[pb.Held]) -> Iterator[Vote | Proposal]:
-    """What was said about closing the epoch that somebody who holds some votes lacks."""
-    closing, held = peer.closing, {(said.view, said.kind): said.members for said in votes}
-    yield from closing.evidence(max((view for view, kind in held if kind == _ENOUGH), default=-1))
-    for (view, kind), cast in sorted(closing.votes.items()):
-        known = held.get((view, kind), b"")
-        yield from (vote for p, vote in sorted(cast.items()) if not _has(known, p))
-    yield from (proposal for view, proposal in sorted(closing.proposals.items()) if (view, _PROPOSAL) not in held)
-
-
-def _on_push(peer: Peer, batch: pb.Batch) -> Iterator[Message]:
-    taken = peer.take(batch)
-    yield pb.Taken(epoch=peer.epoch, taken=taken)
-
-
-def _on_proof(peer: Peer, fork: pb.Fork) -> Iterator[Message]:
-    taken = peer.take(pb.Batch(forks=[fork]))
-    yield pb.Taken(epoch=peer.epoch, taken=taken)
-
-
-def _on_snapshot(peer: Peer, asked: pb.SnapshotRequest) -> Iterator[Message]:
-    data = peer.snapshot() or b""
-    if asked.lean and data:
-        data = without_state(data)
-    if peer.epoch - 1 > asked.after:
-        for begin in range(0, len(data), _PIECE):
-            yield pb.Piece(data=data[begin : begin + _PIECE])
-
-
-_ANSWERS: dict[str, tuple[type[Any], Callable[[Peer, Any], Iterator[Message]]]] = {
-    "Heads": (pb.Heads, _on_heads),
-    "Segments": (pb.Wanted, _on_segments),
-    "Push": (pb.Batch, _on_push),
-    "Proof": (pb.Fork, _on_proof),
-    "Snapshot": (pb.SnapshotRequest, _on_snapshot),
-}
-
-
-_TOLD_OF = (pb.Heads, pb.Wanted, pb.SnapshotRequest)  # requests that say of which run they are
-
-_FIELDS = {pb.Fork: "forks", pb.Vote: "votes", pb.Proposal: "proposals", pb.Segment: "segments"}
-
-
-def _bits(members: Iterable[int]) -> bytes:
-    numbers = list(members)
-    bits = bytearray(max(numbers, default=0) // 8 + 1)
-    for number in numbers:
-        bits[number // 8] |= 1 << number % 8
-    return bytes(bits)
-
-
-def _has(bits: bytes, member: int) -> bool:
-    return member // 8 < len(bits) and bool(bits[member // 8] >> member % 8 & 1)
-
-
-def _parsed(kind: type[_M], data: bytes) -> _M:
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise RefusedError(Reason.BAD_PAYLOAD, f"not a {kind.__name__}: {error}") from None
-
-
 def _one(kind: type[_M], replies: Iterable[bytes]) -> _M:
-    return _parsed(kind, b"".join(_bounded(replies, LONGEST_BESIDE)))
+    return parsed(kind, b"".join(_bounded(replies, LONGEST_BESIDE)))
 
 
 def _bounded(replies: Iterable[bytes], most: int) -> Iterator[bytes]:

@@ -8,10 +8,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft.errors import Defect, PayloadError
+from fedpeft.keys.signing import digest
 from fedpeft.peers import ladder
 from fedpeft.peers.ledger import Ledger
 from fedpeft.random import Purpose, Stream
 from fedpeft.training.subspace import Subspace
+
+
+def directions_seed(run: bytes, seed: int) -> int:
+    """What a run draws its directions from: a scalar of one run stands for nothing in another, whatever their seeds.
+
+    Args:
+        run: 32 bytes.
+        seed: of the run.
+    """
+    return int.from_bytes(digest("directions", run, str(seed).encode()), "little")
 
 
 class ScalarLedger(Ledger):
@@ -29,7 +40,7 @@ class ScalarLedger(Ledger):
 
     Args:
         base: the adapter before the first epoch, float32; on its device adapters are made.
-        seed: of the run.
+        seed: of the run's directions, as `directions_seed` makes it.
         count: K, how many directions there are.
         unit: length of the shortest step.
         per_segment: scalars in a body, at most.

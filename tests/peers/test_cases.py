@@ -7,8 +7,8 @@ import pytest
 
 from fedpeft._proto import peer_pb2 as pb
 from fedpeft.keys.signing import digest
+from fedpeft.peers.answering import answer
 from fedpeft.peers.cut import Kind, Vote
-from fedpeft.peers.exchange import answer
 from fedpeft.peers.segment import Fork, Segment
 from fedpeft.peers.snapshot import Snapshot
 from fedpeft.peers.store import MemoryStore

@@ -7,8 +7,8 @@ import pytest
 from fedpeft._proto import peer_pb2 as pb
 from fedpeft.errors import FedpeftError, IdentityError, JournalError, PayloadError
 from fedpeft.keys.signing import digest
+from fedpeft.peers.answering import answer
 from fedpeft.peers.cut import Kind
-from fedpeft.peers.exchange import answer
 from fedpeft.peers.peer import Peer, Terms
 from fedpeft.peers.segment import Fork
 from fedpeft.peers.snapshot import Snapshot
@@ -283,4 +283,4 @@ def test_errors_are_of_one_tree() -> None:
     swarm = Swarm(4)
     for method, request in (("Nothing", b""), ("Heads", b"\xff"), ("Push", pb.Batch(run=b"x").SerializeToString())):
         with pytest.raises(FedpeftError):
-            answer(swarm.peers[1], method, request)
+            list(answer(swarm.peers[1], method, request))

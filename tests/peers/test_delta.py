@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 from fedpeft import wire
 from fedpeft.codecs import Codec, Context, ErrorFeedback, Fragments, Identity, PublicSupport, Ternary, Uniform
 from fedpeft.errors import Defect, PayloadError, RunError
-from fedpeft.federation import Plan, ServerOptimizer
+from fedpeft.federation import Plan, ServerOptimizer, broadcast
 from fedpeft.peers.delta import DeltaLedger
 from fedpeft.peers.delta_work import DeltaWork
 from fedpeft.space import Slot, Space
@@ -96,9 +96,59 @@ def test_what_was_made_for_another_place_counts_nowhere():
 def test_a_step_that_cannot_be_made_is_left_out():
     few = ledger(strategy=Krum(1))
     assert few.fold(few.beginning(), 1, {1: [body(few, 1, 1)]}) == few.beginning()
-    far = ledger(codec=Identity(), largest_norm=1e9)
-    bodies = {1: [body(far, 1, 1, torch.full((SPACE.numel,), 7e4))]}
-    assert far.fold(far.beginning(), 1, bodies) == far.beginning()
+    nowhere = ledger(codec=Identity(), optimizer=ServerOptimizer("Adam(lr=0.1, eps=0.0)"))
+    assert nowhere.fold(nowhere.beginning(), 1, {1: [body(nowhere, 1, 1, torch.zeros(SPACE.numel))]}) == (
+        nowhere.beginning()
+    )
+
+
+def alone(coordinate: int, length: float) -> torch.Tensor:
+    delta = torch.zeros(SPACE.numel)
+    delta[coordinate] = length
+    return delta
+
+
+@pytest.mark.parametrize("weight", [8, 10**7])
+def test_who_goes_to_the_edge_of_all_numbers_stops_nobody(weight):
+    wide = ledger(codec=Identity(), largest_norm=9_990.0)
+    state = wide.beginning()
+    for epoch in range(1, 41):
+        bodies = {
+            1: [body(wide, epoch, 1, alone(0, 9_990.0), weight)] * 4,
+            **{peer: [body(wide, epoch, peer, alone(peer, 1.0))] for peer in (2, 3, 4)},
+        }
+        before, state = wide.adapter(state), wide.fold(state, epoch, bodies)
+        assert (wide.adapter(state)[2:5] > before[2:5]).all(), "theirs count in every epoch"
+    assert wide.adapter(state)[0] == broadcast.LARGEST
+    after = wide.fold(state, 41, {peer: [body(wide, 41, peer, alone(0, -9_990.0))] for peer in (2, 3, 4)})
+    assert wide.adapter(after)[0] < broadcast.LARGEST - 9_000
+
+
+@pytest.mark.parametrize("codec", [Identity(), Ternary(0.5), Uniform()], ids=repr)
+@pytest.mark.parametrize("segments", [2, 4, 64])
+def test_more_segments_go_no_further_than_one(codec, segments):
+    one = ledger(codec=codec, largest_norm=3.0)
+    same = body(one, 1, 1, 100 * point(1))
+    one.check(same)
+    came = one.adapter(one.fold(one.beginning(), 1, {1: [same] * segments}))
+    assert float(came.norm()) == pytest.approx(3.0, rel=1e-5)
+    short = body(one, 1, 1, alone(5, 0.01))
+    held = one.adapter(one.fold(one.beginning(), 1, {1: [short] * 2}))
+    assert float(held.norm()) < 1, "and what is short is left as it is"
+
+
+@pytest.mark.parametrize(
+    "codec", [Identity(), Ternary(0.5), Uniform(), ErrorFeedback(Ternary(0.2, scale="norm"))], ids=repr
+)
+@pytest.mark.parametrize("length", [0.9, 1.0, 1.001, 30.0, 1e4])
+def test_an_honest_delta_that_is_too_long_is_shortened_and_not_refused(codec, length):
+    one = ledger(codec=codec, largest_norm=10.0)
+    delta, carried = length * 10 / point(1).norm() * point(1), point(2) / 100
+    whole, residual = one.seal(delta, carried, 8, one.context(1, 1))
+    one.check(whole)
+    came = one.adapter(one.fold(one.beginning(), 1, {1: [whole]}))
+    assert torch.cosine_similarity(came, delta, dim=0) > 0.5 and came.norm() > 0.5 * min(10, float(delta.norm()))
+    assert residual.norm() < 11
 
 
 def broken(**how: object) -> bytes:
@@ -115,7 +165,7 @@ def broken(**how: object) -> bytes:
         (broken(codec=Uniform(bits=2)), Defect.CODEC),
         (bytes(4) + broken()[4:], Defect.WEIGHT),
         (b"\xff\xff\xff\xff" + broken()[4:], Defect.WEIGHT),
-        (body(ledger(), 1, 1, 1e5 * point(1)), Defect.NORM),
+        (body(ledger(largest_norm=1e9), 1, 1, 1e5 * point(1)), Defect.NORM),
     ],
 )
 def test_a_body_that_breaks_a_rule_is_refused(said, defect):

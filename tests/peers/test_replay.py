@@ -12,7 +12,7 @@ import torch
 
 from fedpeft import kernels
 from fedpeft.kernels import device
-from fedpeft.peers.scalar import ScalarLedger
+from fedpeft.peers.scalar import ScalarLedger, directions_seed
 from fedpeft.random import Purpose, Stream, philox_numpy
 from fedpeft.training.subspace import Subspace
 from tests.kernels.test_hadamard import by_numpy
@@ -20,7 +20,7 @@ from tests.kernels.test_hadamard import by_numpy
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 on_every_device = pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 RUNS = [(70_000, 4096), (1 << 16, 1 << 16), (100, 64), (1, 1), (82_968, 1024), (23, 2)]
-SEED = 11
+SEED = directions_seed(bytes(range(32)), 11)
 
 
 def words(purpose, n, start=0, epoch=0, peer=0):
@@ -150,5 +150,5 @@ def test_products_and_single_directions_are_the_same(where):
 def test_a_history_keeps_its_hash():
     """What was logged must mean the same on every platform, and next year."""
     state, adapter = replayed(82_968, 1024)
-    assert hashlib.sha256(state).hexdigest()[:16] == "c0dd0127b7680426"
-    assert hashlib.sha256(adapter.tobytes()).hexdigest()[:16] == "8a9e3c0b32aad608"
+    assert hashlib.sha256(state).hexdigest()[:16] == "ab2b4e98cd72a599"
+    assert hashlib.sha256(adapter.tobytes()).hexdigest()[:16] == "e6fa9e77464531b8"

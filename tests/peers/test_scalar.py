@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.peers import ladder
 from fedpeft.peers.ledger import Ledger
-from fedpeft.peers.scalar import ScalarLedger
+from fedpeft.peers.scalar import ScalarLedger, directions_seed
 
 K, PER = 64, 16
 CODES = st.integers(0, 255).filter(lambda code: code != 128)
@@ -142,6 +142,14 @@ def test_a_place_has_one_direction_and_nobody_chooses_it():
         assert not np.array_equal(LEDGER.directions(*other), first)
     other_run = ScalarLedger(LEDGER.base, seed=4, count=K, per_segment=PER)
     assert not np.array_equal(other_run.directions(1, 2, 3), first)
+
+
+def test_two_runs_share_no_directions_although_both_have_seed_0():
+    runs = [bytes([number]) * 32 for number in (1, 2)]
+    assert directions_seed(runs[0], 0) == directions_seed(runs[0], 0) != directions_seed(runs[0], 1)
+    one, other = (ScalarLedger(LEDGER.base, directions_seed(run, 0), K, per_segment=PER) for run in runs)
+    assert not np.array_equal(one.directions(1, 1, 1), other.directions(1, 1, 1))
+    assert not any(torch.equal(one.direction(i), other.direction(i)) for i in range(K))
 
 
 def test_all_directions_come_up_alike():

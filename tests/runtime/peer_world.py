@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,7 @@ from fedpeft.keys.signing import SigningKey
 from fedpeft.peers.peer import Peer, Terms
 from fedpeft.peers.roster import Member, Roster
 from fedpeft.peers.store import FolderStore
+from fedpeft.peers.work import Work
 from fedpeft.runtime.peer.contacts import Contacts
 from fedpeft.runtime.peer.limits import Limits
 from fedpeft.runtime.peer.node import Node, Ways
@@ -49,6 +51,28 @@ class Sum:
         return torch.tensor([float(int.from_bytes(state, "little"))])
 
 
+class Telling(Sum):
+    """A work that remembers which state each segment began from, and cannot train in some epochs.
+
+    Args:
+        live: as of a work.
+        fails: the epochs, and what is raised then; b"" instead: a body that the ledger refuses.
+    """
+
+    def __init__(self, live: bool = True, fails: Mapping[int, Exception | bytes] | None = None) -> None:
+        self.live, self._fails = live, fails or {}
+        self.began: dict[tuple[int, int], bytes] = {}
+        self.asked: Counter[int] = Counter()
+
+    def segment(self, state: bytes, epoch: int, peer: int, number: int) -> bytes:
+        self.asked[epoch] += 1
+        failure = self._fails.get(epoch)
+        if isinstance(failure, Exception):
+            raise failure
+        self.began[epoch, number] = state
+        return super().segment(state, epoch, peer, number) if failure is None else failure
+
+
 class World:
     """A run with an organiser, and nodes by name that are begun and ended as a test likes; a context manager."""
 
@@ -75,7 +99,9 @@ class World:
         """A roster as peers give it to each other."""
         return pb.Batch(roster=roster.to_proto())
 
-    def node(self, name: str, dials: bool = False, every_s: float = 0.2, **fixed: str) -> Node:
+    def node(
+        self, name: str, dials: bool = False, every_s: float = 0.2, work: Work | None = None, **fixed: str
+    ) -> Node:
         """A node that is not begun; it knows where those are who run already, or only those of `fixed`."""
         own = self.folder / name
         known = fixed or {n: node.address for n, node in self.nodes.items() if node.address}
@@ -86,7 +112,7 @@ class World:
         states = self.states.setdefault(name, {})
         return Node(
             peer,
-            Sum(),
+            work or Sum(),
             Trust(peer, key.public, keys.pair(own / "keys")),
             Contacts({n: [place] for n, place in known.items()}, every_s),
             Ways(None if dials else "127.0.0.1:0", every_s=every_s, epochs=self.epochs, stay_s=SECONDS),
@@ -95,9 +121,9 @@ class World:
             say=self.said.append,
         )
 
-    def start(self, name: str, dials: bool = False, **fixed: str) -> Node:
+    def start(self, name: str, dials: bool = False, work: Work | None = None, **fixed: str) -> Node:
         """Begin a node."""
-        node = self.nodes[name] = self.node(name, dials, **fixed)
+        node = self.nodes[name] = self.node(name, dials, work=work, **fixed)
         self._threads[name] = threading.Thread(target=node.run, name=name)
         self._threads[name].start()
         return node

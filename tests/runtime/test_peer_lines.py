@@ -1,6 +1,8 @@
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from fedpeft._proto import peer_pb2 as pb
 from fedpeft.errors import RefusedError, UnreachableError
 from fedpeft.keys import peer as keys
 from fedpeft.peers.exchange import exchange
+from fedpeft.peers.roster import Member
 from fedpeft.runtime.peer.contacts import Contacts
 from fedpeft.runtime.peer.dialling import Lines
 from fedpeft.runtime.peer.limits import SERVICE, Limits
@@ -123,6 +126,98 @@ def test_one_member_cannot_take_all_the_room(world: World) -> None:
             assert other.unary_unary(f"/{SERVICE}/Hello", bytes, bytes)(HELLO, timeout=30)
 
 
+@pytest.mark.parametrize("deadline", [None, 30.0])
+def test_calls_that_never_say_anything_keep_nobody_out(world: World, deadline: float | None) -> None:
+    a, over = world.start("a"), threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        over.wait()
+        yield b""
+
+    try:
+        with ExitStack() as lines:
+            channels = [lines.enter_context(raw(world, "b", a, "a")) for _ in range(4)]
+            methods = ("Push", "Hello", "Heads", "Segments", "Snapshot")
+            calls = [
+                channel.stream_stream(f"/{SERVICE}/{method}", bytes, bytes)(silent(), timeout=deadline)
+                for channel in channels
+                for method in methods
+            ]
+            refused = len(calls) if deadline is None else len(calls) - 3
+            world.until(lambda: sum(call.done() for call in calls) >= refused)
+            codes = [call.code() for call in calls if call.done()]
+            assert codes == [grpc.StatusCode.FAILED_PRECONDITION] * refused
+            with raw(world, "c", a, "a") as other:
+                assert [code(other, "Hello", HELLO) for _ in range(20)] == [grpc.StatusCode.OK] * 20
+            for call in calls:
+                call.cancel()
+            world.until(lambda: not a._service._busy.total())
+    finally:
+        over.set()
+
+
+def test_where_half_the_room_is_taken_each_member_has_one_call(world: World) -> None:
+    a = world.start("a")
+    a._service._room = 4
+    with a.peer.lock, raw(world, "b", a, "a") as channel, raw(world, "c", a, "a") as other:
+        assert code(channel, "Hello", HELLO, 30) is code(other, "Hello", HELLO, 30) is grpc.StatusCode.OK
+        request = pb.Heads(run=RUN).SerializeToString()
+        held = [line.unary_unary(f"/{SERVICE}/Heads", bytes, bytes) for line in (channel, other)]
+        first = [held[0].future(request, timeout=30) for _ in range(2)]
+        world.until(lambda: a._service._busy[2] == 2)
+        assert code(channel, "Heads", request, 30) is grpc.StatusCode.FAILED_PRECONDITION
+        second = held[1].future(request, timeout=30)
+        world.until(lambda: a._service._busy[3] == 1)
+        assert code(other, "Heads", request, 30) is grpc.StatusCode.FAILED_PRECONDITION
+        assert not any(call.done() for call in (*first, second))
+
+
+@pytest.mark.parametrize("said", [[], [HELLO, HELLO]])
+def test_a_call_has_one_message(world: World, said: list[bytes]) -> None:
+    a = world.start("a")
+    with raw(world, "b", a, "a") as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.stream_unary(f"/{SERVICE}/Hello", bytes, bytes)(iter(said), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Short(Limits):
+    exchange_s = 0.5  # type: ignore[assignment]
+
+
+def test_an_exchange_ends_though_each_answer_comes_in_time(world: World) -> None:
+    a = world.start("a")
+    b = world.node("b", a=a.address)
+    request = pb.Heads(run=RUN).SerializeToString()
+    lines = Lines(b._trust, b.contacts, b._greeting, Short(deadline_s=30.0))
+    call = lines.call(1)
+    with pytest.raises(UnreachableError, match="DEADLINE_EXCEEDED|takes too long"):
+        for _ in range(1_000_000):
+            call("Heads", request)
+    lines.close()
+    assert b.contacts.seen(1).failures == 1
+    lines = Lines(b._trust, b.contacts, b._greeting, Limits(deadline_s=30.0))
+    assert lines.call(1)("Heads", request)
+    assert b.contacts.seen(1).failures == 1, "an answer is no exchange that came to its end"
+    lines.close()
+    b.peer._store.close()  # type: ignore[attr-defined]
+
+
+def test_two_threads_that_dial_one_member_share_a_line(world: World) -> None:
+    a = world.start("a")
+    b = world.node("b", a=a.address)
+    lines = Lines(b._trust, b.contacts, b._greeting, Limits(5.0))
+    request = pb.Heads(run=RUN).SerializeToString()
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(10):
+            both = [threads.submit(lines.call(1), "Heads", request) for _ in range(2)]
+            assert [len(list(future.result())) for future in both] == [1, 1]
+            assert len(lines._open) == 1
+            lines._drop(1)
+    assert not lines._dialled
+    lines.close()
+    b.peer._store.close()  # type: ignore[attr-defined]
+
+
 def _ended(calls: list[grpc.Future]) -> Iterator[grpc.Future]:
     until = time.monotonic() + 30
     while time.monotonic() < until:
@@ -157,8 +252,6 @@ def test_bytes_are_counted_at_both_ends_alike(world: World) -> None:
 
 
 def test_whoever_is_not_reached_is_tried_less_and_less_often() -> None:
-    from fedpeft.peers.roster import Member
-
     contacts, member = Contacts({"b": ["host:1"]}, every_s=1.0), Member(2, "b", bytes(32))
     waits = []
     for _ in range(12):
@@ -168,8 +261,20 @@ def test_whoever_is_not_reached_is_tried_less_and_less_often() -> None:
         assert contacts.choose({2: member}, 161.0) == 2
     assert waits[0] <= 2.0 and all(30.0 <= wait <= 60.0 for wait in waits[6:])
     contacts.reached(2, 100.0)
+    assert contacts.choose({2: member}, 100.0) is None, "an answer alone is no exchange"
+    contacts.agreed(2)
     assert contacts.choose({2: member}, 100.0) == 2
     assert contacts.choose({2: replace(member, name="elsewhere")}, 100.0) is None
+
+
+def test_who_was_never_tried_goes_first_and_who_never_agrees_does_not() -> None:
+    contacts = Contacts({name: ["host:1"] for name in "bcd"}, every_s=1.0)
+    others = {number: Member(number, name, bytes(32)) for number, name in enumerate("bcd", 2)}
+    contacts.agreed(2)
+    contacts.missed(3, 0.0, "of no use")
+    assert {contacts.choose(others, 100.0) for _ in range(20)} == {4}
+    contacts.agreed(4)
+    assert {contacts.choose(others, 100.0) for _ in range(200)} == {2, 3, 4}
 
 
 def test_a_peer_of_another_run_is_refused(world: World, tmp_path: Path) -> None:

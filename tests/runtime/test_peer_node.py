@@ -1,6 +1,12 @@
+import threading
 from pathlib import Path
 
-from tests.runtime.peer_world import World
+import pytest
+
+from fedpeft.errors import RunError, UnreachableError
+from fedpeft.peers.exchange import Call, exchange
+from fedpeft.peers.peer import Peer
+from tests.runtime.peer_world import Sum, Telling, World
 
 ALL = ("a", "b", "c", "d")
 
@@ -64,3 +70,62 @@ def test_addresses_spread_by_word_of_mouth(tmp_path: Path) -> None:
         world.until(lambda: world.closed(2, *ALL))
         met = [node.contacts.seen(n) for node in world.nodes.values() for n in range(1, 5) if n != node.peer.number]
         world.until(lambda: all(contact.worked for contact in met))
+
+
+def test_a_member_that_keeps_a_peer_waiting_does_not_keep_it_from_voting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, names, hung = threading.Event(), ALL[:3], []
+
+    def hanging(peer: Peer, other: int, call: Call) -> None:
+        if peer.number == 1 and peer.may_speak():
+            hung.append(other)
+            over.wait()
+            raise UnreachableError("at last")
+        exchange(peer, other, call)
+
+    monkeypatch.setattr("fedpeft.runtime.peer.node.exchange", hanging)
+    with World(tmp_path) as world:  # of three, all must vote
+        world.admit(*names)
+        try:
+            for name in names:
+                world.start(name)
+            world.until(lambda: world.closed(3, *names))
+            assert len(hung) == 1
+        finally:
+            over.set()
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_work_begins_where_it_says_that_it_does(tmp_path: Path, live: bool) -> None:
+    work, names = Telling(live), ALL[:2]
+    with World(tmp_path, epochs=2, segments=3, patience_s=60) as world:
+        world.admit(*names)
+        world.start("a", work=work)
+        world.start("b")
+        world.until(lambda: world.closed(2, *names))
+        assert work.began.keys() == {(epoch, number) for epoch in (1, 2) for number in (1, 2, 3)}
+        for epoch, settled in ((1, bytes(8)), (2, world.states["a"][1])):
+            for number in (1, 2, 3):
+                own = [Sum().segment(b"", epoch, 1, before) for before in range(1, number)]
+                least = int.from_bytes(Sum().fold(settled, epoch, {1: own}), "little")
+                began = int.from_bytes(work.began[epoch, number], "little")
+                assert began >= least if live else work.began[epoch, number] == settled
+
+
+@pytest.mark.parametrize("failure", [RunError("training diverged"), b""])
+def test_who_cannot_train_goes_on_voting_and_trains_in_the_next_epoch(
+    tmp_path: Path, failure: Exception | bytes
+) -> None:
+    work, names = Telling(fails={1: failure}), ALL[:3]
+    with World(tmp_path, epochs=2) as world:  # of three, all must vote
+        world.admit(*names)
+        a = world.start("a", work=work)
+        for name in names[1:]:
+            world.start(name)
+        world.until(lambda: world.closed(2, *names))
+        assert len({world.states[name][2] for name in names}) == 1
+        assert work.asked[1] == 1
+        assert [text for text in world.said if "nothing more is published in epoch 1" in text]
+        assert (2, 2) in work.began
+        assert a._broken is None

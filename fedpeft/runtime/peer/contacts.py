@@ -22,7 +22,7 @@ class Contact:
     Args:
         worked: the address where it was reached last; "" for none.
         hints: where others say that it is.
-        failures: in a row, of trying to reach it.
+        failures: since all that both hold was compared last.
         next_try: when it is tried again after a failure.
         heard: when it last answered or called; None for never.
         agreed: how often all that both hold has been compared.
@@ -66,13 +66,13 @@ class Contacts:
         return [*places[first:], *places[:first]][:_AT_ONCE]
 
     def choose(self, others: Mapping[int, Member], now: float) -> int | None:
-        """Whom to compare with next, at random: members with whom that was never done go first; None for nobody."""
+        """Whom to compare with next, at random: members with whom that was never tried go first; None for nobody."""
         due = [n for n, member in others.items() if self._of(n).next_try <= now and self.addresses(member)]
-        new = [n for n in due if not self._of(n).agreed]
+        new = [n for n in due if not self._of(n).agreed and not self._of(n).failures]
         return random.choice(new or due) if due else None  # noqa: S311 - spreads the load, decides nothing
 
     def some(self, others: Mapping[int, Member], most: int) -> list[int]:
-        """Members to push to, at random, among those who were reached last time."""
+        """Members to push to, at random, among those with whom nothing failed last time."""
         near = [n for n, member in others.items() if not self._of(n).failures and self.addresses(member)]
         return random.sample(near, min(most, len(near)))
 
@@ -81,13 +81,13 @@ class Contacts:
         with self._lock:
             contact = self._of(number)
             contact.agreed += 1
-            contact.trouble = ""
+            contact.failures, contact.next_try, contact.trouble = 0, 0.0, ""
 
     def reached(self, number: int, now: float, address: str = "") -> None:
-        """A member answered, at an address."""
+        """A member answered, at an address; whether it is of any use shows when an exchange comes to its end."""
         with self._lock:
             contact = self._of(number)
-            contact.heard, contact.failures, contact.next_try = now, 0, 0.0
+            contact.heard = now
             contact.worked = address or contact.worked
 
     def called(self, number: int, now: float) -> None:

@@ -29,7 +29,7 @@ class _Line:
 
 
 class Lines:
-    """Open lines to members, made when they are needed; one thread calls, another may close them.
+    """Open lines to members, made when they are needed; any thread may call, and close them.
 
     Args:
         trust: who the members are.
@@ -42,20 +42,24 @@ class Lines:
         self._trust, self._contacts, self._greeting, self._limits = trust, contacts, greeting, limits
         self._open: OrderedDict[int, _Line] = OrderedDict()
         self._lock = threading.Lock()
-        self._dialled: grpc.Channel | None = None
+        self._dialled: set[grpc.Channel] = set()
         self._closed = False
 
     def call(self, number: int) -> Call:
-        """What `fedpeft.peers.exchange.exchange` asks a member through.
+        """What `fedpeft.peers.exchange.exchange` asks a member through, once: the time for it begins now.
 
-        The call raises UnreachableError where no answer comes.
+        The call raises UnreachableError where no answer comes, or the time is over.
         """
+        until = time.monotonic() + self._limits.exchange_s
 
         def ask(method: str, request: bytes) -> Iterable[bytes]:
-            line = self._line(number)
+            line, left = self._line(number), until - time.monotonic()
+            if left <= 0:
+                raise self._failed(number, line, method, TimeoutError("the exchange takes too long"))
+            seconds = min(left, self._limits.seconds(method, request))
             if method in STREAMS:
-                return self._stream(number, line, method, request)
-            return [self._unary(number, line, method, request)]
+                return self._stream(number, line, method, request, seconds)
+            return [self._unary(number, line, method, request, seconds)]
 
         return ask
 
@@ -84,9 +88,9 @@ class Lines:
         with self._lock:
             self._closed = True
             channels, self._open = [line.channel for line in self._open.values()], OrderedDict()
-        for channel in (*channels, self._dialled):
-            if channel is not None:
-                channel.close()
+            channels += self._dialled
+        for channel in channels:
+            channel.close()
 
     def _line(self, number: int) -> _Line:
         """The open line to a member, or a new one to where it answers first.
@@ -117,41 +121,60 @@ class Lines:
         shown = grpc.ssl_channel_credentials(trusted, *self._trust.pair)
         options = [*self._limits.options(), ("grpc.ssl_target_name_override", member.name)]
         line = _Line(grpc.secure_channel(address, shown, options=options), address, trusted)
-        self._dialled = line.channel
+        try:
+            with self._lock:
+                self._dialled.add(line.channel)
+                if self._closed:
+                    raise UnreachableError("this peer stops")
+            self._greet(member, line)
+            return self._opened(member.number, line)
+        except BaseException:
+            line.channel.close()
+            raise
+        finally:
+            with self._lock:
+                self._dialled.discard(line.channel)
+
+    def _greet(self, member: Member, line: _Line) -> None:
         request = self._greeting().SerializeToString()
         try:
             method = line.channel.unary_unary(f"/{SERVICE}/Hello", bytes, pb.Greeting.FromString)
             reply = method(request, timeout=self._limits.deadline_s)
         except _BROKEN as error:
-            line.channel.close()
-            raise UnreachableError(f"{address}: {_why(error)}") from None
+            raise UnreachableError(f"{line.address}: {_why(error)}") from None
         if reply.peer != member.number:
-            line.channel.close()
-            raise UnreachableError(f"{address}: it calls itself peer {reply.peer}")
+            raise UnreachableError(f"{line.address}: it calls itself peer {reply.peer}")
         self._contacts.carried(member.number, len(request), reply.ByteSize())
-        self._contacts.reached(member.number, time.monotonic(), address)
+        self._contacts.reached(member.number, time.monotonic(), line.address)
         greeted(self._trust, self._contacts, member.number, reply)
-        with self._lock:
-            self._open[member.number] = line
-            oldest = self._open.popitem(last=False)[1] if len(self._open) > _MOST_LINES else None
-        if oldest is not None:
-            oldest.channel.close()
-        return line
 
-    def _unary(self, number: int, line: _Line, method: str, request: bytes) -> bytes:
+    def _opened(self, number: int, line: _Line) -> _Line:
+        """The line to a member from now on: this one, or another that a second thread has opened meanwhile."""
+        with self._lock:
+            if self._closed:
+                raise UnreachableError("this peer stops")
+            kept = self._open.setdefault(number, line)
+            superfluous = line if kept is not line else None
+            if len(self._open) > _MOST_LINES:
+                superfluous = self._open.popitem(last=False)[1]
+        if superfluous is not None:
+            superfluous.channel.close()
+        return kept
+
+    def _unary(self, number: int, line: _Line, method: str, request: bytes, seconds: float) -> bytes:
         try:
             ask = line.channel.unary_unary(f"/{SERVICE}/{method}", bytes, bytes)
-            reply: bytes = ask(request, timeout=self._limits.seconds(method, request))
+            reply: bytes = ask(request, timeout=seconds)
         except _BROKEN as error:
             raise self._failed(number, line, method, error) from None
         self._contacts.carried(number, len(request), len(reply))
         self._contacts.reached(number, time.monotonic())
         return reply
 
-    def _stream(self, number: int, line: _Line, method: str, request: bytes) -> Iterator[bytes]:
+    def _stream(self, number: int, line: _Line, method: str, request: bytes, seconds: float) -> Iterator[bytes]:
         ask, call = line.channel.unary_stream(f"/{SERVICE}/{method}", bytes, bytes), None
         try:
-            call = ask(request, timeout=self._limits.seconds(method, request))
+            call = ask(request, timeout=seconds)
             self._contacts.carried(number, len(request), 0)
             for reply in call:
                 self._contacts.carried(number, 0, len(reply))

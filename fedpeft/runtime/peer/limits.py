@@ -33,6 +33,11 @@ class Limits:
         return self.deadline_s + (len(request) + expected) / _SLOWEST
 
     @property
+    def exchange_s(self) -> float:
+        """What all calls of one exchange may take together; what has been taken until then stays taken."""
+        return 2 * (self.deadline_s + (self.largest_reply + self.most_body) / _SLOWEST)
+
+    @property
     def longest_s(self) -> float:
         """What no call takes longer than, whatever the other end has set."""
         return LONGEST_DEADLINE_S + (self.most_body + LONGEST_BESIDE + self.largest_reply) / _SLOWEST

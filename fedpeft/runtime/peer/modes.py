@@ -11,21 +11,18 @@ from torch import Tensor
 from fedpeft.config import Experiment
 from fedpeft.config.swarm import SwarmSection
 from fedpeft.keys.signing import digest
-from fedpeft.peers.delta import DeltaLedger
-from fedpeft.peers.delta_work import DeltaWork, in_epoch
+from fedpeft.peers.delta_work import in_epoch
 from fedpeft.peers.gossip import Manner
 from fedpeft.peers.ledger import Ledger
-from fedpeft.peers.scalar import ScalarLedger
-from fedpeft.peers.scalar_work import ScalarWork
 from fedpeft.peers.work import Work
 from fedpeft.random import Purpose, Stream
 from fedpeft.runtime.peer.gossiping import Gossip
+from fedpeft.runtime.peer.ledgers import deltas, scalars
 from fedpeft.runtime.peer.simulated import Weather
 from fedpeft.runtime.peer.swarm import Conditions, Swarm
 from fedpeft.runtime.peer.topology import neighbours
 from fedpeft.training import Encoded, Job
 from fedpeft.training.first_order import FirstOrderTrainer
-from fedpeft.training.zeroth_order import Walker
 
 _SEGMENTS = {"scalar": 4, "delta": 1}
 _HELD = 4  # of many that gossip, since each has an adapter of its own
@@ -92,7 +89,7 @@ class Log:
     """
 
     def __init__(self, cast: Cast) -> None:
-        ledger, self._works = _scalars(cast) if cast.swarm.mode == "scalar" else _deltas(cast)
+        ledger, self._works = _parts(cast)
         self.swarm = Swarm(ledger, self._works, _conditions(cast), cast.run)
 
     def epochs(self, count: int) -> Iterator[int]:
@@ -190,15 +187,11 @@ def _conditions(cast: Cast) -> Conditions:
     )
 
 
-def _deltas(cast: Cast) -> tuple[Ledger, Sequence[Work]]:
-    adapted = cast.trainer.adapted
-    ledger = DeltaLedger(cast.experiment.plan(), adapted.space, adapted.read(), cast.run)
-    ranks = cast.experiment.ranks or (0,) * len(cast.data)
-    return ledger, [DeltaWork(ledger, cast.trainer, data, rank=r) for data, r in zip(cast.data, ranks, strict=True)]
-
-
-def _scalars(cast: Cast) -> tuple[Ledger, Sequence[Work]]:
-    s, start, seed = cast.swarm.scalar, cast.trainer.adapted.read(), cast.experiment.seed
-    ledger = ScalarLedger(start, seed, s.directions, s.unit, s.per_segment, s.largest)
-    walker = Walker(cast.trainer, ledger.subspace, s.estimator, s.epsilon, s.directions_per_step)
-    return ledger, [ScalarWork(ledger, walker, data, s.settings()) for data in cast.data]
+def _parts(cast: Cast) -> tuple[Ledger, Sequence[Work]]:
+    trainer, experiment = cast.trainer, cast.experiment
+    if cast.swarm.mode == "scalar":
+        ledger, walking = scalars(trainer, cast.swarm.scalar, experiment.seed, cast.run)
+        return ledger, [walking(data) for data in cast.data]
+    ledger, working = deltas(trainer, experiment.plan(), cast.run)
+    ranks = experiment.ranks or (0,) * len(cast.data)
+    return ledger, [working(data, rank=rank) for data, rank in zip(cast.data, ranks, strict=True)]

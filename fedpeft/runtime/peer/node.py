@@ -1,4 +1,4 @@
-"""A running peer: it gossips, it trains, it keeps house, each on a thread of its own."""
+"""A running peer: it gossips, tells, votes, trains and keeps house, each on a thread of its own."""
 
 import random
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.errors import FedpeftError, JournalError, UnreachableError
+from fedpeft.errors import FedpeftError, JournalError, PayloadError, RunError, UnreachableError
 from fedpeft.peers.exchange import exchange
 from fedpeft.peers.peer import Peer
 from fedpeft.peers.roster import Member
@@ -58,6 +58,7 @@ class Node:
         closed: told of the state after each epoch, on the thread that trains, the last one included.
         house: called once a second, to look for what has changed and to tell how all stands.
         say: told what happens, a line each.
+        alarm: told of what people should see to; None: `say` is.
 
     Raises:
         RunError: the address cannot be listened on.
@@ -74,12 +75,14 @@ class Node:
         closed: Callable[[int, bytes], None],
         house: Callable[[], None] = lambda: None,
         say: Say = lambda text: None,
+        alarm: Say | None = None,
     ) -> None:
         self.peer, self.contacts, self._work, self._trust, self._ways = peer, contacts, work, trust, ways
-        self._closed, self._house, self._say = closed, house, say
+        self._closed, self._house, self._say, self._alarm = closed, house, say, alarm or say
         self._changed = threading.Condition()
         self._stopping = self._news = False
         self._outbox: list[pb.Batch] = []
+        self._failed = 0, ""
         self._broken: BaseException | None = None
         self._finished = threading.Event()
         self._lines = Lines(trust, contacts, self._greeting, limits)
@@ -107,8 +110,14 @@ class Node:
         Raises:
             Exception: what a thread could not go on with.
         """
-        loops = (("gossip", self._gossip), ("trainer", self._train), ("house", self._keep_house))
-        threads = [threading.Thread(target=self._guarded, args=(loop,), name=name) for name, loop in loops]
+        loops = {
+            "gossip": self._gossip,
+            "teller": self._tell,
+            "voter": self._vote,
+            "trainer": self._train,
+            "house": self._keep_house,
+        }
+        threads = [threading.Thread(target=self._guarded, args=(loop,), name=name) for name, loop in loops.items()]
         if self._service:
             self._service.start()
         for thread in threads:
@@ -146,6 +155,8 @@ class Node:
                 return "more than two thirds of the roster to be met, or for an epoch that it may take part in"
             if peer.done():
                 return f"epoch {peer.epoch} to be closed"
+            if self._failed[0] == peer.epoch:
+                return f"epoch {peer.epoch} to be closed, for it could not train in it: {self._failed[1]}"
         return ""
 
     def _guarded(self, loop: Callable[[], None]) -> None:
@@ -158,27 +169,18 @@ class Node:
     # Gossip
 
     def _gossip(self) -> None:
-        next_one = 0.0
         while not self._stopping:
-            now = time.monotonic()
-            if self.peer.epoch <= self._ways.epochs:
-                self._push(self.peer.advance(now))
-            self._push_outbox()
-            if now >= next_one:
-                # Until enough have been met, nothing may be said: so they are met one after the other.
-                share = 0.05 if self._meet(now) else random.uniform(0.5, 1.5)  # noqa: S311 - spreads the load
-                next_one = time.monotonic() + self._ways.every_s * share
+            # Until enough have been met, nothing may be said: so they are met one after the other.
+            share = 0.05 if self._meet(time.monotonic()) else random.uniform(0.5, 1.5)  # noqa: S311 - spreads the load
             with self._changed:
-                wait_s = min(self._ways.every_s, max(0.0, next_one - time.monotonic()))
-                self._changed.wait_for(lambda: self._stopping or self._news or self._outbox, wait_s)
-                self._news = False
+                self._changed.wait_for(lambda: self._stopping, self._ways.every_s * share)
 
     def _meet(self, now: float) -> bool:
         """Compare all that is held with somebody; whether that was somebody new."""
         number = self.contacts.choose(self._trust.others(), now)
         if number is None:
             return False
-        new, before = not self.contacts.seen(number).agreed, self.peer.epoch
+        new = not self.contacts.seen(number).agreed
         try:
             exchange(self.peer, number, self._lines.call(number))
         except UnreachableError:
@@ -189,22 +191,38 @@ class Node:
             self.contacts.missed(number, time.monotonic(), str(error))
             self._say(f"peer {number} says what cannot be used: {error}")
             return new
-        self.contacts.agreed(number)
-        if self.peer.epoch != before:
+        finally:
             self._heard()
+        self.contacts.agreed(number)
         return new
 
-    def _push_outbox(self) -> None:
-        with self._changed:
-            batches, self._outbox = self._outbox, []
-        for batch in batches:
-            self._push(batch)
+    def _vote(self) -> None:
+        while not self._stopping:
+            with self._changed:
+                self._news = False
+            before = self.peer.epoch
+            if before <= self._ways.epochs:
+                self._spread(self.peer.advance(time.monotonic()))
+            if self.peer.epoch != before:
+                self._heard()
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._news, self._ways.every_s)
 
-    def _push(self, batch: pb.Batch) -> None:
+    def _spread(self, batch: pb.Batch) -> None:
+        """Have others told of what is new, unless that is nothing."""
         if batch.segments or batch.votes or batch.proposals:
-            some = self.contacts.some(self._trust.others(), self._ways.fanout)
-            self._lines.push(some, batch.SerializeToString())
+            with self._changed:
+                self._outbox.append(batch)
             self._heard()
+
+    def _tell(self) -> None:
+        while not self._stopping:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._outbox)
+                batches, self._outbox = self._outbox, []
+            for batch in batches:
+                some = self.contacts.some(self._trust.others(), self._ways.fanout)
+                self._lines.push(some, batch.SerializeToString())
 
     def _heard(self) -> None:
         """Something may be new: see what there is to say to it, and to do."""
@@ -243,12 +261,14 @@ class Node:
         with peer.lock:
             epoch, me, state = peer.epoch, peer.number, peer.current() if self._work.live else peer.state
             number = peer.chains.count(me) + 1
-        body = self._work.segment(state, epoch, me, number)
-        segment = peer.publish(body, epoch, number)
+        try:
+            segment = peer.publish(self._work.segment(state, epoch, me, number), epoch, number)
+        except (RunError, PayloadError) as error:
+            self._failed = epoch, str(error)
+            self._alarm(f"nothing more is published in epoch {epoch}: {error}")
+            return
         if segment is not None:
-            with self._changed:
-                self._outbox.append(pb.Batch(epoch=epoch, segments=[segment.to_proto()]))
-                self._changed.notify_all()
+            self._spread(pb.Batch(epoch=epoch, segments=[segment.to_proto()]))
 
     def _keep_house(self) -> None:
         while not self._stopping:

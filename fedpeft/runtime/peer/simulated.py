@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedpeft.errors import FedpeftError, UnreachableError
-from fedpeft.peers.exchange import Call, answer
+from fedpeft.peers.answering import answer
+from fedpeft.peers.exchange import Call
 from fedpeft.peers.peer import Peer
 from fedpeft.random import Purpose, Stream
 
@@ -87,14 +88,14 @@ class Network:
         if self._late and self._chance(0.5):
             self._repeat()
         self.received[callee] += len(request)
-        return answer(self.peers[callee], method, request)
+        return list(answer(self.peers[callee], method, request))
 
     def _repeat(self) -> None:
         """Carry out a request of earlier once more; nobody hears the answer."""
         callee, method, request = self._late.pop(int(self._draw() * len(self._late)))
         if callee in self.peers:
             try:
-                answer(self.peers[callee], method, request)
+                list(answer(self.peers[callee], method, request))
             except FedpeftError:
                 return
 
