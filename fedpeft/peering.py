@@ -13,8 +13,9 @@ from fedpeft.keys.peer import pair
 from fedpeft.keys.signing import SigningKey
 from fedpeft.membership import Rosters, hashes
 from fedpeft.peers.ledger import Ledger
-from fedpeft.peers.peer import Peer, Terms
+from fedpeft.peers.peer import Peer
 from fedpeft.peers.store import FolderStore
+from fedpeft.peers.terms import Terms
 from fedpeft.peers.work import Work
 from fedpeft.preparation import Prepared, Say, prepare
 from fedpeft.runtime.peer.contacts import Contacts

@@ -95,7 +95,7 @@ class Run:
             self._mask = Supermask(self.space, density, experiment.seed) if density else None
             start = self._mask.first_scores() if self._mask else self._trainer.adapted.read()
             self._test = self._trainer.encode(prepared.test)
-            sample = self._trainer.encode(_subset(prepared.test, experiment))
+            sample = self._trainer.encode(measured_on(prepared.test, experiment))
             self.test_size = len(sample)
             transport = connect(prepared, self.folder)
         except ValueError as error:
@@ -210,7 +210,8 @@ class Run:
         )
 
 
-def _subset(examples: tuple[Example, ...], experiment: Experiment) -> tuple[Example, ...]:
+def measured_on(examples: tuple[Example, ...], experiment: Experiment) -> tuple[Example, ...]:
+    """The held-out examples that each round is measured on."""
     wanted = experiment.data.test_examples
     if not wanted or wanted >= len(examples):
         return examples

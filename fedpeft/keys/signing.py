@@ -27,6 +27,11 @@ def digest(purpose: str, *pieces: bytes) -> bytes:
     return hashed.digest()
 
 
+def words(*numbers: int) -> bytes:
+    """Numbers in [0, 2^32) as a piece that `digest` takes: 4 bytes each, little-endian."""
+    return b"".join(number.to_bytes(4, "little") for number in numbers)
+
+
 class SigningKey:
     """A private key; `public` is what others know of it, 32 bytes.
 

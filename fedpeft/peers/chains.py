@@ -1,11 +1,11 @@
 """The logs of all members in one epoch: what follows, what contradicts, and who is barred for it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from fedpeft.errors import PayloadError, Reason, RefusedError
-from fedpeft.keys.signing import digest, verified
+from fedpeft.keys.signing import digest, verified, words
 from fedpeft.peers.segment import Fork, Segment, beginning
 
 
@@ -98,16 +98,11 @@ class Chains:
                 return [segment.body for segment in chain.segments[:count]]
         return None
 
-    def __iter__(self) -> Iterator[Segment]:
-        """All segments, member after member."""
-        for chain in self._chains.values():
-            yield from chain.segments
-
     def digest(self) -> bytes:
         """A hash that two peers share if and only if they hold the same."""
-        pieces = [_words(peer, count) + link for peer, (count, link) in self.heads().items()]
-        barred = [_words(peer, number) for peer, number in self.forked().items()]
-        return digest("heads", self.run, _words(self.epoch), self.root, b"".join(pieces), b"".join(barred))
+        pieces = [words(peer, count) + link for peer, (count, link) in self.heads().items()]
+        barred = [words(peer, number) for peer, number in self.forked().items()]
+        return digest("heads", self.run, words(self.epoch), self.root, b"".join(pieces), b"".join(barred))
 
     def take(self, segment: Segment) -> Taking:
         """Add a segment where it follows what is held, or find that it contradicts it.
@@ -191,7 +186,3 @@ class Chains:
             raise RefusedError(
                 Reason.BAD_PAYLOAD, f"segment {segment.number} of peer {segment.peer}: {error}"
             ) from None
-
-
-def _words(*numbers: int) -> bytes:
-    return b"".join(number.to_bytes(4, "little") for number in numbers)

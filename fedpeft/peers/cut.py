@@ -7,7 +7,7 @@ from functools import cached_property
 
 from fedpeft._proto import peer_pb2 as pb
 from fedpeft.errors import Defect, IdentityError, PayloadError
-from fedpeft.keys.signing import HASH_BYTES, SigningKey, digest, verified
+from fedpeft.keys.signing import HASH_BYTES, SigningKey, digest, verified, words
 from fedpeft.peers.roster import Roster
 
 
@@ -45,9 +45,9 @@ class Cut:
     @cached_property
     def hash(self) -> bytes:
         """What is voted for."""
-        heads = b"".join(_words(peer, count) + link for peer, count, link in self.heads)
+        heads = b"".join(words(peer, count) + link for peer, count, link in self.heads)
         return digest(
-            "cut", self.run, _words(self.epoch), self.before, heads, _words(*self.barred), self.roster, self.state
+            "cut", self.run, words(self.epoch), self.before, heads, words(*self.barred), self.roster, self.state
         )
 
     def to_proto(self) -> pb.Cut:
@@ -107,7 +107,7 @@ class Vote:
 
     def hash(self, run: bytes) -> bytes:
         """What is signed."""
-        return digest("vote", run, _words(self.epoch, self.view, self.kind, self.peer), self.cut)
+        return digest("vote", run, words(self.epoch, self.view, self.kind, self.peer), self.cut)
 
     def signed(self, run: bytes, key: SigningKey) -> "Vote":
         """The same with its member's signature."""
@@ -149,7 +149,7 @@ class Proposal:
 
     def hash(self) -> bytes:
         """What is signed."""
-        return digest("proposal", self.cut.run, _words(self.view, self.valid_view + 1), self.cut.hash)
+        return digest("proposal", self.cut.run, words(self.view, self.valid_view + 1), self.cut.hash)
 
     def signed(self, key: SigningKey) -> "Proposal":
         """The same with its proposer's signature."""
@@ -207,7 +207,3 @@ class Certificate:
             and vote.peer in voters
             and verified(voters[vote.peer], vote.hash(self.cut.run), vote.signature)
         )
-
-
-def _words(*numbers: int) -> bytes:
-    return b"".join(number.to_bytes(4, "little") for number in numbers)

@@ -20,8 +20,6 @@ from fedpeft.peers.store import Store
 from fedpeft.peers.taking import put, take
 from fedpeft.peers.terms import Terms
 
-__all__ = ["Peer", "Terms"]
-
 _UNTIL_MET = (1 << 32) - 1  # silent until enough others have told which epoch is open
 
 

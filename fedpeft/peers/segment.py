@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.keys.signing import HASH_BYTES, SigningKey, digest, verified
+from fedpeft.keys.signing import HASH_BYTES, SigningKey, digest, verified, words
 
 
 def beginning(run: bytes, root: bytes, peer: int) -> bytes:
     """What the first segment of a member's chain is linked to, in the epoch after the cut of hash `root`."""
-    return digest("chain", run, root, _word(peer))
+    return digest("chain", run, root, words(peer))
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Segment:
             run: 32 bytes.
             previous: link of the segment before; of the first, `beginning`.
         """
-        place = b"".join(map(_word, (self.epoch, self.peer, self.number)))
+        place = words(self.epoch, self.peer, self.number)
         return digest("segment", run, place, previous, self.body)
 
     def signed(self, run: bytes, previous: bytes, key: SigningKey) -> "Segment":
@@ -107,7 +107,3 @@ class Fork:
             Segment(message.epoch, message.peer, message.number, bodies[i], signatures[i]) for i in range(2)
         )
         return cls(message.previous, first, second)
-
-
-def _word(number: int) -> bytes:
-    return number.to_bytes(4, "little")

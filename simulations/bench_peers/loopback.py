@@ -11,9 +11,10 @@ from fedpeft._proto import peer_pb2 as pb
 from fedpeft.keys import peer as keys
 from fedpeft.keys.signing import SigningKey
 from fedpeft.peers.ledger import Ledger
-from fedpeft.peers.peer import Peer, Terms
+from fedpeft.peers.peer import Peer
 from fedpeft.peers.roster import Member, Roster
 from fedpeft.peers.store import MemoryStore
+from fedpeft.peers.terms import Terms
 from fedpeft.runtime.peer.contacts import Contacts
 from fedpeft.runtime.peer.dialling import Lines
 from fedpeft.runtime.peer.limits import Limits

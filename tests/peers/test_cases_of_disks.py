@@ -9,10 +9,11 @@ from fedpeft.errors import FedpeftError, IdentityError, JournalError, PayloadErr
 from fedpeft.keys.signing import digest
 from fedpeft.peers.answering import answer
 from fedpeft.peers.cut import Kind
-from fedpeft.peers.peer import Peer, Terms
+from fedpeft.peers.peer import Peer
 from fedpeft.peers.segment import Fork
 from fedpeft.peers.snapshot import Snapshot
 from fedpeft.peers.store import FolderStore, MemoryStore
+from fedpeft.peers.terms import Terms
 from tests.peers.swarm import ORGANISER, RUN, HashLedger, Swarm, chain, closed, filled, key, roster
 
 

@@ -1,7 +1,9 @@
 """Peers in any weather: whatever happened, they end with one state, cheats are proven, and no honest peer is barred."""
 
+import hashlib
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -21,7 +23,7 @@ from fedpeft.peers.cut import Kind, Proposal, Vote, quorum
 from fedpeft.peers.peer import Peer
 from fedpeft.peers.store import MemoryStore
 from fedpeft.runtime.peer.simulated import Weather
-from tests.peers.swarm import RUN, Swarm, chain, key, roster
+from tests.peers.swarm import RUN, HashLedger, Swarm, chain, key, roster
 
 WEATHERS = [Weather(), Weather(loss=0.3), Weather(loss=0.3, repeat=0.3, damage=0.1), Weather(damage=0.5)]
 WHO = st.integers(0, 1 << 16)
@@ -161,11 +163,15 @@ class Storm(RuleBasedStateMachine):
             peer.take(pb.Batch(run=RUN, epoch=peer.epoch, votes=[vote.to_proto()]))
 
     @precondition(lambda self: self.liar)
-    @rule(who=WHO, like=WHO)
-    def proposals(self, who: int, like: int) -> None:
-        """To each another one, that is right for somebody."""
+    @rule(who=WHO, like=WHO, left_out=st.integers(0, 3))
+    def proposals(self, who: int, like: int, left_out: int) -> None:
+        """To each another one, that is right for somebody, but for members whom it may leave out."""
         peer, other = self.swarm.peers[self.some(who)], self.swarm.peers[self.some(like)]
         cut = other._open.propose(other.newest_roster)
+        heads = cut.heads[left_out:]
+        bodies = {number: other.chains.bodies(number, count, link) or [] for number, count, link in heads}
+        state = HashLedger().fold(other.state, other.epoch, bodies)
+        cut = replace(cut, heads=heads, state=hashlib.sha256(state).digest())
         proposal = Proposal(peer.closing.view, -1, cut).signed(key(self.liar))
         peer.take(pb.Batch(run=RUN, epoch=peer.epoch, proposals=[proposal.to_proto()]))
 

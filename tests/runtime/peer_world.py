@@ -15,9 +15,10 @@ from fedpeft._proto import peer_pb2 as pb
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.keys import peer as keys
 from fedpeft.keys.signing import SigningKey
-from fedpeft.peers.peer import Peer, Terms
+from fedpeft.peers.peer import Peer
 from fedpeft.peers.roster import Member, Roster
 from fedpeft.peers.store import FolderStore
+from fedpeft.peers.terms import Terms
 from fedpeft.peers.work import Work
 from fedpeft.runtime.peer.contacts import Contacts
 from fedpeft.runtime.peer.limits import Limits

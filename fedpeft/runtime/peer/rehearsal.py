@@ -13,7 +13,7 @@ from fedpeft.durable import append_durably, write_durably
 from fedpeft.errors import ConfigError
 from fedpeft.keys.signing import digest
 from fedpeft.preparation import Say, prepare
-from fedpeft.run import _subset
+from fedpeft.run import measured_on
 from fedpeft.runtime.peer.modes import Cast, Log, Mode, Neighbourly
 from fedpeft.training import Encoded
 
@@ -37,7 +37,7 @@ class Rehearsal:
         prepared = prepare(experiment.model, experiment.peft, known.source, known.labels, experiment.seed, say)
         self._trainer, self.space, self.labels = prepared.trainer, prepared.space, prepared.labels
         self._test = prepared.trainer.encode(prepared.test)
-        self._sample = prepared.trainer.encode(_subset(prepared.test, experiment))
+        self._sample = prepared.trainer.encode(measured_on(prepared.test, experiment))
         described = f"{experiment.to_yaml()}{swarm.model_dump_json()}".encode()
         run = digest("rehearsal", described, prepared.space.fingerprint)
         try:

@@ -9,9 +9,10 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.keys.signing import SigningKey, digest
 from fedpeft.peers.exchange import exchange
 from fedpeft.peers.ledger import Ledger
-from fedpeft.peers.peer import Peer, Terms
+from fedpeft.peers.peer import Peer
 from fedpeft.peers.roster import Member, Roster
 from fedpeft.peers.store import MemoryStore
+from fedpeft.peers.terms import Terms
 from fedpeft.peers.work import Work
 from fedpeft.random import Purpose, Stream
 from fedpeft.runtime.peer.simulated import Network, Weather
