@@ -27,7 +27,6 @@ quick-benches: $(VENV)/.installed
 	$(BIN)/python -m simulations.frontier --quick
 	$(BIN)/python -m simulations.bench_grpc --quick
 	$(BIN)/python -m simulations.bench_peers --quick
-	$(BIN)/python -m simulations.decentralised --quick
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -31,8 +31,8 @@ PEERS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "delta": (["topology=complete"], []),
     "gossip, ring": (["topology=ring", "mode=gossip", "gamma=0.5"], ["codec=Ternary(density=0.2)"]),
     "scalar, gradient": (
-        ["topology=complete", "mode=scalar", "segments=8", "scalar.labels=own", "scalar.learning_rate=20",
-         "scalar.directions_per_step=256"], []),
+        ["topology=complete", "mode=scalar", "segments=8", "scalar.labels=own", "scalar.learning_rate=1.5",
+         "scalar.directions=65536", "scalar.per_segment=4096", "scalar.directions_per_step=4096"], []),
     "scalar, spsa": (
         ["topology=complete", "mode=scalar", "segments=1", "scalar.labels=own", "scalar.learning_rate=40",
          "scalar.directions_per_step=16", "scalar.estimator=spsa", "scalar.per_segment=64"], []),
