@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from fedpeft.errors import FedpeftError, StoppedError
+from fedpeft.errors import FedpeftError, IdentityError, StoppedError
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True)
@@ -31,6 +31,28 @@ def reported(stopped: str = "stopped") -> Iterator[None]:
     except KeyboardInterrupt:
         err.print(stopped, style="yellow", markup=False)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """As `reported`; a wrong argument is one of the command's, and a file that cannot be used is named."""
+    with reported():
+        try:
+            yield
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        except OSError as error:
+            raise IdentityError(f"{error.filename}: {error.strerror}") from None
+
+
+def say(text: str) -> None:
+    """Print a text as it is."""
+    out.print(text, markup=False, highlight=False)
+
+
+def warn(text: str) -> None:
+    """Print what people should know."""
+    err.print(text, style="red", markup=False, highlight=False)
 
 
 def size(n: float) -> str:

@@ -1,7 +1,5 @@
 """`fedpeft keys`: who may take part."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +10,7 @@ from rich.text import Text
 
 from fedpeft import keys
 from fedpeft.cli.application import app
-from fedpeft.cli.console import out, reported
+from fedpeft.cli.console import answered, out, say
 from fedpeft.errors import IdentityError
 
 _SOON_DAYS = 30
@@ -33,13 +31,13 @@ def init(
     folder: _Folder = Path("keys"),
 ) -> None:
     """At the coordinator: make an authority, the server's certificate and an empty roster."""
-    with _answered():
+    with answered():
         keys.init(folder, host or [], days)
-        _say(f"made in {folder}: an authority, a certificate for {', '.join(host or [])} and an empty roster")
-        _say(f"the server's certificate holds until {_day(keys.expires(folder / 'server.crt'))}")
-        _say(f"the authority's fingerprint is {keys.fingerprint(folder / 'ca.crt')}")
-        _say("ca.key and server.key never leave this machine; keep a backup that nobody else can read")
-        _say(f"next: each site runs `fedpeft keys site NAME` and sends NAME.csr; {_run('sign NAME.csr', folder)} here")
+        say(f"made in {folder}: an authority, a certificate for {', '.join(host or [])} and an empty roster")
+        say(f"the server's certificate holds until {_day(keys.expires(folder / 'server.crt'))}")
+        say(f"the authority's fingerprint is {keys.fingerprint(folder / 'ca.crt')}")
+        say("ca.key and server.key never leave this machine; keep a backup that nobody else can read")
+        say(f"next: each site runs `fedpeft keys site NAME` and sends NAME.csr; {_run('sign NAME.csr', folder)} here")
 
 
 @commands.command()
@@ -49,10 +47,10 @@ def server(
     folder: _Folder = Path("keys"),
 ) -> None:
     """At the coordinator: renew the server's certificate, for the same hosts where none are named."""
-    with _answered():
+    with answered():
         keys.renew_server(folder, host or [], days)
-        _say(f"{folder / 'server.crt'} holds until {_day(keys.expires(folder / 'server.crt'))}")
-        _say("next: nothing; a running server uses it from the next connection on")
+        say(f"{folder / 'server.crt'} holds until {_day(keys.expires(folder / 'server.crt'))}")
+        say("next: nothing; a running server uses it from the next connection on")
 
 
 @commands.command()
@@ -62,11 +60,11 @@ def site(
     folder: _Folder = Path("keys"),
 ) -> None:
     """At a site: make a private key, which stays here, and a request for the coordinator."""
-    with _answered():
+    with answered():
         request = keys.request(folder, name, renew=renew)
-        _say(f"{folder / 'site.key'} never leaves this machine")
-        _say(f"its fingerprint is {keys.requested(request)[1]}")
-        _say(f"next: send {request} to the coordinator, and tell the fingerprint by another way, such as the telephone")
+        say(f"{folder / 'site.key'} never leaves this machine")
+        say(f"its fingerprint is {keys.requested(request)[1]}")
+        say(f"next: send {request} to the coordinator, and tell the fingerprint by another way, such as the telephone")
 
 
 @commands.command()
@@ -79,18 +77,18 @@ def sign(
     folder: _Folder = Path("keys"),
 ) -> None:
     """At the coordinator: put a site on the roster, or renew its certificate."""
-    with _answered():
+    with answered():
         name, own = keys.requested(request)
         if fingerprint is not None and fingerprint.strip().lower() != own:
             raise IdentityError(
                 f"{request}: its fingerprint is {own}, the site says {fingerprint}; ask for the right file"
             )
         path = keys.sign(folder, request, days)
-        _say(f"{name} is on the roster until {_day(keys.expires(path))}")
-        _say(f"its fingerprint is {own}")
+        say(f"{name} is on the roster until {_day(keys.expires(path))}")
+        say(f"its fingerprint is {own}")
         if fingerprint is None:
-            _say(f"compare it with what the site says; if it differs, {_run(f'revoke {name}', folder)} at once")
-        _say(f"next: send {path} and {folder / 'ca.crt'} back to the site")
+            say(f"compare it with what the site says; if it differs, {_run(f'revoke {name}', folder)} at once")
+        say(f"next: send {path} and {folder / 'ca.crt'} back to the site")
 
 
 @commands.command()
@@ -100,11 +98,11 @@ def install(
     folder: _Folder = Path("keys"),
 ) -> None:
     """At a site: put the certificates that the coordinator sent beside the private key."""
-    with _answered():
+    with answered():
         keys.install(folder, certificate, ca)
-        _say(f"{folder / 'site.crt'} holds until {_day(keys.expires(folder / 'site.crt'))}")
-        _say(f"the authority's fingerprint is {keys.fingerprint(ca)}; compare it with what the coordinator says")
-        _say("next: start `fedpeft site`; one that runs already uses it from the next connection on")
+        say(f"{folder / 'site.crt'} holds until {_day(keys.expires(folder / 'site.crt'))}")
+        say(f"the authority's fingerprint is {keys.fingerprint(ca)}; compare it with what the coordinator says")
+        say("next: start `fedpeft site`; one that runs already uses it from the next connection on")
 
 
 @commands.command()
@@ -113,16 +111,16 @@ def revoke(
     folder: _Folder = Path("keys"),
 ) -> None:
     """At the coordinator: shut a site out, at once and for good."""
-    with _answered():
+    with answered():
         keys.revoke(folder, name)
-        _say(f"{name} is shut out; a running server needs no restart")
-        _say(f"next: to come back it deletes its site.key, and makes a new one with `fedpeft keys site {name}`")
+        say(f"{name} is shut out; a running server needs no restart")
+        say(f"next: to come back it deletes its site.key, and makes a new one with `fedpeft keys site {name}`")
 
 
 @commands.command("list")
 def show(folder: _Folder = Path("keys")) -> None:
     """At the coordinator: the roster, and what expires when."""
-    with _answered():
+    with answered():
         table = Table(box=None, header_style="bold", pad_edge=False)
         for column in ("site", "expires", "fingerprint"):
             table.add_column(column, no_wrap=column != "fingerprint", overflow="fold")
@@ -131,21 +129,6 @@ def show(folder: _Folder = Path("keys")) -> None:
         out.print(table)
         for name in ("server.crt", "ca.crt"):
             out.print(Text.assemble(f"{name} expires ", _until(keys.expires(folder / name))))
-
-
-@contextmanager
-def _answered() -> Iterator[None]:
-    with reported():
-        try:
-            yield
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        except OSError as error:
-            raise IdentityError(f"{error.filename}: {error.strerror}") from None
-
-
-def _say(line: str) -> None:
-    out.print(line, markup=False, highlight=False)
 
 
 def _run(command: str, folder: Path) -> str:

@@ -1,17 +1,15 @@
 """`fedpeft peer`: fine-tune together without a server."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedpeft.cli.application import app
-from fedpeft.cli.console import err, out, reported
+from fedpeft.cli.console import answered, out, reported, say, warn
 from fedpeft.cli.stopping import Stopping
 from fedpeft.cli.surroundings import keep_memory_together, keep_to_oneself, warn_of_expiry
-from fedpeft.errors import IdentityError, JournalError, StoppedError
+from fedpeft.errors import JournalError, StoppedError
 
 if TYPE_CHECKING:
     from fedpeft.peers.roster import Roster
@@ -33,15 +31,15 @@ def init(
     settings: _Settings = None,
 ) -> None:
     """As the organiser: make a key that signs rosters, and the run's description."""
-    with _answered():
+    with answered():
         from fedpeft import membership
         from fedpeft.config.peer import load_run
 
-        described = membership.init(folder, load_run(run, settings or [], begun=False), _say)
-        _say(f"run {described.id.hex()}")
-        _say(f"{folder / membership.KEY} never leaves this machine; keep a backup that nobody else can read")
-        _say(f"next: send {folder / membership.RUN} to the peers, and tell them the run's number by another way;")
-        _say(f"they run `fedpeft peer join run.yaml NAME`; `fedpeft peer admit {folder} NAME.card ...` here")
+        described = membership.init(folder, load_run(run, settings or [], begun=False), say)
+        say(f"run {described.id.hex()}")
+        say(f"{folder / membership.KEY} never leaves this machine; keep a backup that nobody else can read")
+        say(f"next: send {folder / membership.RUN} to the peers, and tell them the run's number by another way;")
+        say(f"they run `fedpeft peer join run.yaml NAME`; `fedpeft peer admit {folder} NAME.card ...` here")
 
 
 @commands.command()
@@ -55,16 +53,16 @@ def join(
     keys: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of this peer's keys.")] = Path("keys"),
 ) -> None:
     """As a peer: make keys, which stay here, and a card for the organiser; again, for another address."""
-    with _answered():
+    with answered():
         from fedpeft.config.peer import load_run
         from fedpeft.keys import peer as own
 
         number = load_run(run).id
         path = own.join(keys, number, name, tuple(address or ()))
-        _say(f"run {number.hex()}; compare it with what the organiser says")
-        _say(f"{keys / 'peer.key'} and {keys / 'tls.key'} never leave this machine, and are never used on two at once")
-        _say(f"its fingerprint is {own.Card.load(path).fingerprint}")
-        _say(f"next: send {path} to the organiser, and tell the fingerprint by another way, such as the telephone")
+        say(f"run {number.hex()}; compare it with what the organiser says")
+        say(f"{keys / 'peer.key'} and {keys / 'tls.key'} never leave this machine, and are never used on two at once")
+        say(f"its fingerprint is {own.Card.load(path).fingerprint}")
+        say(f"next: send {path} to the organiser, and tell the fingerprint by another way, such as the telephone")
 
 
 @commands.command()
@@ -76,13 +74,13 @@ def admit(
     ] = False,
 ) -> None:
     """As the organiser: sign the next roster, with these peers on it."""
-    with _answered():
+    with answered():
         from fedpeft import membership
         from fedpeft.keys.peer import Card
 
         for path in cards:
             card = Card.load(path)
-            _say(f"{card.name}: its fingerprint is {card.fingerprint}; compare it with what the peer says")
+            say(f"{card.name}: its fingerprint is {card.fingerprint}; compare it with what the peer says")
         _signed(folder, membership.admit(folder, cards, anyway=anyway))
 
 
@@ -92,7 +90,7 @@ def dismiss(
     names: Annotated[list[str], typer.Argument(help="Names of peers.")],
 ) -> None:
     """As the organiser: sign the next roster, without these peers."""
-    with _answered():
+    with answered():
         from fedpeft import membership
 
         _signed(folder, membership.dismiss(folder, names))
@@ -123,7 +121,7 @@ def run_(
                 described = load_peer(config, settings or [])
             keep_to_oneself()
             keep_memory_together()
-            warn_of_expiry(described.keys / "tls.crt", _warn)
+            warn_of_expiry(described.keys / "tls.crt", warn)
             view = PeerView()
             with Peering(described, view.say, restored=restored, until=until_closed) as peering:
                 stopping.by(peering.stop)
@@ -134,7 +132,7 @@ def run_(
             if not finished:
                 raise StoppedError("stopped; started again, it goes on where it was")
     except StoppedError as error:
-        _say(str(error))
+        say(str(error))
         raise typer.Exit(_STOPPED) from None
 
 
@@ -162,30 +160,9 @@ def status(
     raise typer.Exit(_STOPPED if state == "stopped" else 0)
 
 
-@contextmanager
-def _answered() -> Iterator[None]:
-    with reported():
-        try:
-            yield
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        except OSError as error:
-            raise IdentityError(f"{error.filename}: {error.strerror}") from None
-
-
 def _signed(folder: Path, roster: "Roster") -> None:
     from fedpeft import membership
 
     names = ", ".join(f"{member.name} ({member.number})" for member in roster.members)
-    _say(f"roster {roster.serial}: {names}")
-    _say(
-        f"next: send {folder / membership.ROSTER} to those who are new, and to one running peer; the others hear of it"
-    )
-
-
-def _say(line: str) -> None:
-    out.print(line, markup=False, highlight=False)
-
-
-def _warn(text: str) -> None:
-    err.print(text, style="red", markup=False, highlight=False)
+    say(f"roster {roster.serial}: {names}")
+    say(f"next: send {folder / membership.ROSTER} to those who are new, and to one running peer; the others hear of it")

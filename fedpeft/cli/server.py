@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpeft.cli.application import app
-from fedpeft.cli.console import err, out, reported
+from fedpeft.cli.console import out, reported, say, warn
 from fedpeft.cli.server_view import ServerView
 from fedpeft.cli.stopping import Stopping
 from fedpeft.cli.surroundings import keep_memory_together, keep_to_oneself, warn_of_expiry
@@ -53,21 +53,21 @@ def server(
                 experiment = load(config, settings or [])
             keep_to_oneself()
             keep_memory_together()
-            warn_of_expiry(keys / "server.crt", _warn)
+            warn_of_expiry(keys / "server.crt", warn)
             with ExitStack() as stack:
                 watchers = _Watchers(stack, experiment, runs / experiment.name, keys)
                 running = stack.enter_context(
-                    Deployment(experiment, watchers.folder, keys, listen, _say, watchers.watch, keepalive_s)
+                    Deployment(experiment, watchers.folder, keys, listen, say, watchers.watch, keepalive_s)
                 )
                 stopping.by(running.stop)
                 watchers.open(running.server.history(), metrics, tensorboard)
-                _say(f"listening on {running.transport.address}; {experiment.sites} sites are expected")
+                say(f"listening on {running.transport.address}; {experiment.sites} sites are expected")
                 with watchers.view.live():
                     for row in running.run():
                         watchers.view.add(row)
-                _say(f"adapter  {running.folder / 'adapter'}\nreport   {running.folder / 'report.html'}")
+                say(f"adapter  {running.folder / 'adapter'}\nreport   {running.folder / 'report.html'}")
     except StoppedError as error:
-        _say(str(error))
+        say(str(error))
         raise typer.Exit(STOPPED) from None
 
 
@@ -88,7 +88,7 @@ class _Watchers:
         self._status = Status(folder, experiment.name, experiment.rounds, roster.members())
         self._metrics = Metrics(roster.members)
         self.view = ServerView(self._status.picture)
-        self._told: list[Watch] = [Guarded(each, _warn) for each in (self._status, self._metrics, self.view.watch)]
+        self._told: list[Watch] = [Guarded(each, warn) for each in (self._status, self._metrics, self.view.watch)]
         self._early: list[Event] | None = []
         self._lock = threading.Lock()
 
@@ -107,22 +107,22 @@ class _Watchers:
 
         log = Log.to_file(self.folder / "server.log.jsonl")
         self._stack.callback(log.close)
-        late: list[Watch] = [self._guarded(log, _warn)]
+        late: list[Watch] = [self._guarded(log, warn)]
         if tensorboard:
             from fedpeft.watching.board import Board
 
             board = Board(self.folder / "tensorboard")
             self._stack.callback(board.close)
             board.recall(history)
-            late.append(self._guarded(board, _warn))
+            late.append(self._guarded(board, warn))
         if metrics:
             try:
                 exporter = self._metrics.serve(metrics)
             except FedpeftError as error:
-                _warn(f"the run goes on without metrics: {error}")
+                warn(f"the run goes on without metrics: {error}")
             else:
                 self._stack.callback(exporter.close)
-                _say(f"metrics at http://{metrics.rpartition(':')[0]}:{exporter.port}/metrics")
+                say(f"metrics at http://{metrics.rpartition(':')[0]}:{exporter.port}/metrics")
         self._status.recall(history)
         self._metrics.recall(history)
         self.view.recall(history)
@@ -133,11 +133,3 @@ class _Watchers:
         for event in early:
             for each in late:
                 each(event)
-
-
-def _say(text: str) -> None:
-    out.print(text, markup=False, highlight=False)
-
-
-def _warn(text: str) -> None:
-    err.print(text, style="red", markup=False, highlight=False)
