@@ -70,6 +70,7 @@ METHODS = (
     *_family("deadzone", "ErrorFeedback(DeadZone(bits=#))", "1.0", start="own"),
     *_family("budget", "ErrorFeedback(Budget(#))", "1450", start="own"),
     *_family("ternary-mean", "ErrorFeedback(Ternary(density=#, context=True))", "0.05", start="own"),
+    *_family("powersgd", "ErrorFeedback(PowerSGD(rank=#, codec=Identity('float16')))", "2", start="own"),
     *_family("lowrank", "ErrorFeedback(LowRank(rank=#))", "1", start="own"),
     *_family("srht", "ErrorFeedback(SRHT(coordinates=#, dtype='logbyte'))", "600", start="own"),
     *_family("ferret", "Ferret(coordinates=#, dtype='float16')", "300"),
