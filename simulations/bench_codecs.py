@@ -96,6 +96,7 @@ def main() -> None:
             rows.append({"input": name, **ours(expression, codec, delta, space, repeats)})
         rows += [{"input": name, **row} for row in [*others(delta, space, repeats), *fills(space.numel, repeats)]]
     table.show("codecs", rows, options, COLUMNS)
+    table.save(rows, options)
 
 
 def inputs(quick: bool, seed: int) -> Iterator[tuple[str, Space, Float[Tensor, " d"], int]]:

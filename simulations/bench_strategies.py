@@ -93,7 +93,9 @@ def main() -> None:
     ]
     if len(measured) < len(MEASURED):
         print(by_mergekit.ABSENT)
-    table.show(f"merging, {numel:,} parameters", compared(rows), options, COLUMNS)
+    rows = compared(rows)
+    table.show(f"merging, {numel:,} parameters", rows, options, COLUMNS)
+    table.save(rows, options)
 
 
 def row(case: Case) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def main() -> None:
     rows += [ours("Identity fp16", Identity("float16"), x, space, repeats, None)]
     rows += others(x, repeats)
     table.show(f"ternary payloads, {d:,} i.i.d. parameters", rows, options, COLUMNS)
+    table.save(rows, options)
 
 
 def ours(

@@ -142,6 +142,7 @@ def main() -> int:
         "down_ratio_to_fp32": total["down_bytes"] / total["down_bytes_fp32"],
     }
     table.show(f"CLINC150, {options.sites} sites, {options.per_intent} utterances an intent", [shown], options, COLUMNS)
+    table.save([shown], options)
     return 0
 
 

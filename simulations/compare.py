@@ -95,6 +95,7 @@ def main() -> None:
     ]
     means = [] if options.quick else list(averages(rows))
     table.show("the demo's task, fp32 against ternary updates", rows, options, COLUMNS, means)
+    table.save(rows, options)
 
 
 if __name__ == "__main__":

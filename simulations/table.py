@@ -29,7 +29,7 @@ def show(
     columns: Sequence[str],
     more: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Print some columns of the rows, and `more` rows made of them; write the rows where `--json` says."""
+    """Print some columns of the rows, and `more` rows made of them."""
     console = Console(width=max(240, Console().width))
     console.print(f"[bold]{title}[/], seed {options.seed}{', --quick' if options.quick else ''}")
     versions = ", ".join(f"{name} {version(name)}" for name in ("fedpeft", "torch", "numba", "numpy", "peft"))
@@ -40,6 +40,10 @@ def show(
     for row in (*rows, *more):
         table.add_row(*(_text(row.get(column)) for column in columns))
     console.print(table)
+
+
+def save(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
+    """Write the rows where `--json` says, if it does."""
     if options.json:
         options.json.write_text(json.dumps(list(rows), indent=1) + "\n")
 

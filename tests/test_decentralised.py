@@ -2,8 +2,9 @@
 
 import pytest
 
-from simulations import decentralised
 from simulations.bench_peers import loopback, scalars, swarms
+from simulations.decentralised import curves, modes
+from simulations.decentralised.curves import Point
 from tests import tiny
 
 
@@ -17,9 +18,9 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*nested, "rounds=2", "sites=3", f"peft={known['peft']}"]
 
 
-@pytest.mark.parametrize("mode", ["central", "server", *decentralised.PEERS])
+@pytest.mark.parametrize("mode", ["central", "server", *modes.PEERS])
 def test_a_mode_is_measured(common, mode):
-    row = decentralised.outcome(mode, common, brief=True)
+    row = modes.outcome(mode, common, brief=True)
     assert {"accuracy", "loss", "bytes_per_peer", "wall_s"} <= row.keys()
     assert 0 <= row["accuracy"] <= 1
     assert row["wall_s"] > 0
@@ -30,10 +31,23 @@ def test_a_mode_is_measured(common, mode):
         assert row["distance"] > 0
 
 
+def test_curves_are_compared_where_they_cost_the_same(tmp_path):
+    found = {
+        "dear": [Point(400, 1.0, 0.2, 3.0), Point(800, 2.0, 0.6, 1.0)],
+        "cheap": [Point(5, 4.0, 0.1, 3.1), Point(10, 8.0, 0.3, 2.0)],
+    }
+    by_bytes = {row["sent_bytes"]: (row["dear"], row["cheap"]) for row in curves.at_equal("sent_bytes", found)}
+    assert by_bytes == {10: (None, 0.3), 30: (None, 0.3), 100: (None, 0.3), 300: (None, 0.3), 1000: (0.6, 0.3)}
+    by_time = {row["seconds"]: (row["dear"], row["cheap"]) for row in curves.at_equal("seconds", found)}
+    assert by_time == {1: (0.2, None), 3: (0.6, None), 10: (0.6, 0.3)}
+    curves.draw(found, tmp_path / "curves.svg")
+    assert "dear" in (tmp_path / "curves.svg").read_text()
+
+
 def test_scalars_are_fewer_bytes_than_deltas(common):
     """Of one epoch, and so without what is sent again; the tiny model's deltas are small, the demo's are not."""
     short = [*common, "rounds=1", "peft=LoraConfig(r=16, lora_alpha=16, target_modules=['query', 'value'])"]
-    delta, scalar = (decentralised.outcome(mode, short, brief=True) for mode in ("delta", "scalar, spsa"))
+    delta, scalar = (modes.outcome(mode, short, brief=True) for mode in ("delta", "scalar, spsa"))
     assert scalar["bytes_per_peer"] < delta["bytes_per_peer"]
 
 

@@ -21,6 +21,7 @@ class SwarmSection(Section):
         loss: probability that a request or an answer never comes.
         repeat: that it comes again later, after others.
         damage: that one bit of it is turned.
+        delay: that it comes after others, when nobody waits for it any more.
         split: for so many rounds of exchange, from the first, two halves cannot reach each other.
         gamma: share of the difference from its neighbours that a gossiping peer goes in a round.
         pairs: gossip with one random neighbour a round, not with all.
@@ -33,6 +34,7 @@ class SwarmSection(Section):
     loss: float = Field(0.0, ge=0, lt=1)
     repeat: float = Field(0.0, ge=0, lt=1)
     damage: float = Field(0.0, ge=0, lt=1)
+    delay: float = Field(0.0, ge=0, lt=1)
     split: int = Field(0, ge=0)
     gamma: float = Field(0.5, gt=0, le=1)
     pairs: bool = False

@@ -45,6 +45,7 @@ def main() -> None:
     if options.flower or (options.flower is None and not options.quick):
         said = with_flower(rows)
     table.show("gRPC runtime, mutual TLS over loopback", rows, options, COLUMNS)
+    table.save(rows, options)
     print(NOTES + said)
 
 

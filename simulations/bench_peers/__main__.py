@@ -46,6 +46,7 @@ def main() -> None:
     faster = {"times_faster": replay["one_by_one_s"] / replay["replay_s"]}
     rows.append(blank | {"what": "replay 10,000"} | replay | faster)
     table.show("peers without a server", rows, options, COLUMNS)
+    table.save(rows, options)
     print(NOTES)
 
 

@@ -6,7 +6,6 @@ A finished run's row is appended to the cache, and the same command takes the sw
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -90,14 +89,13 @@ def _show(tasks: Sequence[Task], rows: Sequence[dict[str, object]], options: arg
         table.show(
             f"{task.name}, {task.sites} sites; means over seeds {options.seed} to {options.seed + options.seeds - 1}",
             lines,
-            argparse.Namespace(**{**vars(options), "json": None}),
+            options,
             COLUMNS,
         )
         reached = {row["seed"]: row[f"central_{task.measure}"] for row in own}
         print("centralised: " + ", ".join(f"seed {seed} {value:.4f}" for seed, value in reached.items() if value))
     print(NOTES)
-    if options.json:
-        options.json.write_text(json.dumps(federated, indent=1) + "\n")
+    table.save(federated, options)
     if options.plot:
         draw(panels, options.plot)
 

@@ -7,7 +7,6 @@ takes the sweep up where it stopped; `--markdown` prints the table of `docs/choo
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -88,11 +87,10 @@ def _show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
         return
     lines = summary(rows)
     title = "merging: accuracy, or nats a token for speakers; means over seeds"
-    table.show(title, lines, argparse.Namespace(**{**vars(options), "json": None}), COLUMNS)
+    table.show(title, lines, options, COLUMNS)
     if options.markdown:
         print(markdown(lines))
-    if options.json:
-        options.json.write_text(json.dumps(list(rows), indent=1) + "\n")
+    table.save(rows, options)
 
 
 if __name__ == "__main__":

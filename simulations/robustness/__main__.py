@@ -7,7 +7,6 @@ stopped; `--markdown` prints the table of `docs/robustness.md`.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -84,11 +83,10 @@ def _show(rows: Sequence[dict[str, object]], options: argparse.Namespace) -> Non
         return
     lines = summary(rows)
     title = f"{TASK.name}, accuracy, some of {TASK.sites} sites dishonest; means over {options.seeds} seeds"
-    table.show(title, lines, argparse.Namespace(**{**vars(options), "json": None}), COLUMNS)
+    table.show(title, lines, options, COLUMNS)
     if options.markdown:
         print(markdown(lines, TASK.sites))
-    if options.json:
-        options.json.write_text(json.dumps(list(rows), indent=1) + "\n")
+    table.save(rows, options)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,13 @@ from fedpeft.peers.store import MemoryStore
 from fedpeft.runtime.peer.simulated import Weather
 from tests.peers.swarm import RUN, HashLedger, Swarm, chain, key, roster
 
-WEATHERS = [Weather(), Weather(loss=0.3), Weather(loss=0.3, repeat=0.3, damage=0.1), Weather(damage=0.5)]
+WEATHERS = [
+    Weather(),
+    Weather(loss=0.3),
+    Weather(loss=0.3, repeat=0.3, damage=0.1),
+    Weather(damage=0.5),
+    Weather(loss=0.1, delay=0.4),
+]
 WHO = st.integers(0, 1 << 16)
 
 

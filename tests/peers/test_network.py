@@ -86,6 +86,20 @@ def test_what_is_repeated_comes_again_after_others() -> None:
     assert swarm.peers[2].chains.count(1) == 1
 
 
+def test_what_is_delayed_is_carried_out_when_its_caller_has_given_up() -> None:
+    swarm = Swarm(3)
+    swarm.meet()
+    segment = swarm.publish(1)
+    assert segment is not None
+    push = pb.Batch(run=RUN, epoch=1, segments=[segment.to_proto()]).SerializeToString()
+    swarm.network.weather = Weather(delay=0.999)
+    ask = swarm.network.call(1, 2)
+    for message, method in ((push, "Push"), *[(ASKED, "Heads")] * 50):
+        with pytest.raises(UnreachableError, match="did not answer in time"):
+            ask(method, message)
+    assert swarm.peers[2].chains.count(1) == 1
+
+
 @given(st.sampled_from(["complete", "ring", "random"]), st.integers(1, 40), st.integers(0, 99), st.integers(0, 8))
 def test_neighbours_are_mutual_and_connected(topology: str, peers: int, seed: int, degree: int) -> None:
     near = neighbours(topology, peers, seed, degree)  # type: ignore[arg-type]

@@ -180,10 +180,10 @@ def _conditions(cast: Cast) -> Conditions:
     return Conditions(
         near,
         cast.experiment.seed,
-        Weather(swarm.loss, swarm.repeat, swarm.damage),
+        Weather(swarm.loss, swarm.repeat, swarm.damage, swarm.delay),
         swarm.split,
         swarm.segments or _SEGMENTS[swarm.mode],
-        10 * hops / (1 - swarm.loss) ** 2,
+        10 * hops / ((1 - swarm.loss) * (1 - swarm.delay)) ** 2,
     )
 
 

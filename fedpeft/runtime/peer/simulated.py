@@ -19,19 +19,22 @@ class Weather:
         loss: it never comes.
         repeat: it comes again later, after others.
         damage: one bit of it is turned.
+        delay: it comes later, after others, when nobody waits for it any more: a request is then carried out without
+            an answer, and an answer is not read.
     """
 
     loss: float = 0.0
     repeat: float = 0.0
     damage: float = 0.0
+    delay: float = 0.0
 
 
 @dataclass
 class Network:
     """What carries calls between peers; a call is answered at once, or not at all.
 
-    A request may be carried out though its answer is lost, and may be carried out a second time when later ones have
-    been: that is all that delay and reordering can do to a protocol of questions and answers.
+    A request may be carried out though its answer is lost, long after its caller gave up, or a second time when later
+    ones have been: that is all that delay and reordering can do to a protocol of questions and answers.
 
     Args:
         peers: by number.
@@ -68,8 +71,8 @@ class Network:
 
         def ask(method: str, request: bytes) -> list[bytes]:
             replies = self._carry(caller, callee, method, request)
-            if self._chance(self.weather.loss):
-                raise UnreachableError(f"{method}: the answer of peer {callee} was lost")
+            if self._chance(self.weather.loss) or self._chance(self.weather.delay):
+                raise UnreachableError(f"{method}: the answer of peer {callee} was lost, or came too late")
             size = sum(map(len, replies))
             self.sent[callee] += size
             self.received[caller] += size
@@ -83,15 +86,18 @@ class Network:
         if apart or callee not in self.peers or self._chance(self.weather.loss):
             raise UnreachableError(f"{method}: peer {callee} was not reached")
         request = self._weathered(request)
-        if self._chance(self.weather.repeat):
+        late = self._chance(self.weather.delay)
+        if late or self._chance(self.weather.repeat):
             self._late.append((callee, method, request))
         if self._late and self._chance(0.5):
-            self._repeat()
+            self._deliver()
+        if late:
+            raise UnreachableError(f"{method}: peer {callee} did not answer in time")
         self.received[callee] += len(request)
         return list(answer(self.peers[callee], method, request))
 
-    def _repeat(self) -> None:
-        """Carry out a request of earlier once more; nobody hears the answer."""
+    def _deliver(self) -> None:
+        """Carry out a request of earlier that was delayed or is repeated; nobody hears the answer."""
         callee, method, request = self._late.pop(int(self._draw() * len(self._late)))
         if callee in self.peers:
             try:
