@@ -1,9 +1,9 @@
 """Final quality of whole federated runs, strategy by strategy, where sites differ.
 
-`FEDPEFT_DATA=... python -m simulations.merging --jobs 2`: all-MiniLM-L6-v2 with LoRA (r = 8) on CLINC150's 150 intents,
-10 sites that have a domain of 15 intents each, or share by Dirichlet 0.1 or 0.5, 10 rounds of 5 steps; and a Llama of
-260,032 parameters on Shakespeare by 4 speakers. A finished run's row is appended to the cache, and the same command
-takes the sweep up where it stopped; `--markdown` prints the table of `docs/choosing-a-strategy.md`.
+`FEDPEFT_DATA=... python -m simulations.merging --jobs 2`: all-MiniLM-L6-v2 in bfloat16 with LoRA (r = 8) on CLINC150's
+150 intents, 10 sites that have a domain of 15 intents each, or share by Dirichlet 0.1 or 0.5, 10 rounds of 5 steps; and
+a Llama of 260,032 parameters on Shakespeare by 4 speakers. A finished run's row is appended to the cache, and the same
+command takes the sweep up where it stopped; `--markdown` prints the table of `docs/choosing-a-strategy.md`.
 """
 
 import argparse

@@ -54,7 +54,7 @@ class Task:
 
 _CLINC150 = {
     "rounds": 10,
-    "model": {"max_length": 32},
+    "model": {"max_length": 32, "dtype": "bfloat16"},
     "training": {"local_steps": 5, "batch_size": 16, "learning_rate": 7e-3},
     "broadcast": "Uniform(bits=4)",
 }
@@ -64,7 +64,7 @@ def _clinc150(name: str, partition: str) -> Task:
     data = {
         "source": "simulations.clinc150.Clinc150(per_intent=50)",
         "partition": partition,
-        "test_examples": 300,
+        "test_examples": 1,
     }
     return Task(name, ("clinc150",), "accuracy", 10, 8, {**_CLINC150, "data": data})
 
@@ -82,7 +82,7 @@ _SPEAKERS = Task(
         "data": {
             "source": "simulations.frontier.shakespeare.Shakespeare(speakers=4)",
             "partition": "ByGroup()",
-            "test_examples": 64,
+            "test_examples": 1,
         },
         "training": {"local_steps": 10, "batch_size": 4, "learning_rate": 3e-3, "labels": "all"},
         "broadcast": "Uniform(bits=4)",
