@@ -4,24 +4,26 @@ import hashlib
 from types import TracebackType
 from typing import Self
 
+from jaxtyping import Float
+from torch import Tensor
+
 from fedpeft._proto import peer_pb2 as pb
 from fedpeft.config import ModelSection
-from fedpeft.config.peer import PeerConfig, PeerRun, load_run
+from fedpeft.config.peer import PeerConfig, load_run
 from fedpeft.durable import write_durably
 from fedpeft.errors import ConfigError, FedpeftError, IdentityError, SpaceError
 from fedpeft.keys.peer import pair
 from fedpeft.keys.signing import SigningKey
 from fedpeft.membership import Rosters, hashes
-from fedpeft.peers.ledger import Ledger
 from fedpeft.peers.peer import Peer
+from fedpeft.peers.roster import Roster
 from fedpeft.peers.store import FolderStore
 from fedpeft.peers.terms import Terms
-from fedpeft.peers.work import Work
 from fedpeft.preparation import Prepared, Say, prepare
 from fedpeft.runtime.peer.contacts import Contacts
-from fedpeft.runtime.peer.ledgers import deltas, scalars
 from fedpeft.runtime.peer.limits import Limits
 from fedpeft.runtime.peer.node import Node, Ways
+from fedpeft.runtime.peer.parts import Parts, parts
 from fedpeft.runtime.peer.trust import Trust
 from fedpeft.watching.peer import PeerPicture, PeerStatus
 
@@ -33,7 +35,7 @@ class Peering:
         config: its description.
         say: told what is being prepared, and what happens.
         restored: its folder comes from a backup, or was lost.
-        until: run until so many epochs are closed; None: until all are.
+        until: run until so many epochs are closed, or rounds of gossip done; None: until all are.
 
     Raises:
         ConfigError: the description, the base model or the data cannot be used.
@@ -56,25 +58,33 @@ class Peering:
                 f"{config.roster}: does not have this peer; send its card to the organiser, and ask for the next roster"
             )
         self._store = FolderStore(config.folder)
-        self._status = PeerStatus(config.folder, self._run.name, names[-1], self.epochs)
+        self._status = PeerStatus(config.folder, self._run.name, names[-1], self.epochs, self._run.mode)
         try:
             prepared = self._prepare()
             self._trainer, self._test = prepared.trainer, prepared.trainer.encode(prepared.test[: config.test_examples])
             self.examples, self.space = len(prepared.train), prepared.space
-            ledger, self._work = _parts(self._run, prepared, config)
-            terms = Terms(self._run.id, bytes.fromhex(self._run.organiser), self._run.segments, self._run.patience_s)
-            self.peer = Peer(terms, key, rosters.first, ledger, self._store, restored=restored, alarm=self._alarmed)
+            made, run = self._parts(prepared, rosters.first), self._run
+            self.peer = Peer(
+                Terms(run.id, bytes.fromhex(run.organiser), run.most_segments, run.patience_s),
+                key,
+                rosters.first,
+                made.ledger,
+                self._store,
+                hearing=made.hearing,
+                restored=restored,
+                alarm=self._alarmed,
+            )
             self.peer.take(pb.Batch(roster=rosters.newest.to_proto()))
-            self.node = self._node(ledger, Trust(self.peer, key.public, shown))
+            self.node = self._node(made, Trust(self.peer, key.public, shown))
         except BaseException:
             self._store.close()
             raise
 
     def run(self) -> bool:
-        """Take part; whether the run's epochs are closed, or else it was stopped.
+        """Take part; whether that came to its end, or else it was stopped.
 
         Raises:
-            RunError: the training diverged.
+            RunError: the training diverged, or nobody hears this peer any more.
         """
         self._status.write(self.node)
         try:
@@ -118,28 +128,38 @@ class Peering:
             )
         return prepared
 
-    def _node(self, ledger: Ledger, trust: Trust) -> Node:
-        config = self._config
+    def _parts(self, prepared: Prepared, first: Roster) -> Parts:
+        config, trainer = self._config, prepared.trainer
+        try:
+            return parts(self._run, trainer, trainer.encode(prepared.train), config.folder, first)
+        except ValueError as error:
+            raise ConfigError(f"{config.run}: does not fit this adapter, or its roster: {error}") from None
+
+    def _node(self, made: Parts, trust: Trust) -> Node:
+        config, ledger = self._config, made.ledger
         fixed = {name: (place,) for name, place in config.peers.items()}
         return Node(
             self.peer,
-            self._work,
+            made.course(self.peer, self.epochs, self._done, self._alarmed),
             trust,
             Contacts(fixed, config.every_s),
-            Ways(config.listen, config.address, config.every_s, config.fanout, self.epochs, config.stay_s),
+            Ways(config.listen, config.address, config.every_s, config.fanout, config.stay_s),
             Limits(config.deadline_s, ledger.most_bytes, ledger.most_body, config.keepalive_s),
-            closed=self._closed,
             house=self._keep_house,
             say=self._say,
-            alarm=self._alarmed,
         )
 
-    def _closed(self, epoch: int, state: bytes) -> None:
-        """An epoch is closed: measure its adapter; after the last one, save it."""
-        vector = self._work.adapter(state).cpu()
+    def _done(self, epoch: int, adapter: Float[Tensor, " d"], distance: float | None) -> None:
+        """An epoch is closed, or a round of gossip done: measure the adapter; after the last one, save it."""
+        vector = adapter.cpu()
         scores = dict(self._trainer.evaluate(vector, self._test)) if len(self._test) else {}
-        self._status.measured(epoch, scores)
-        self._say(f"epoch {epoch} of {self.epochs} is closed" + "".join(f", {k} {v:.3f}" for k, v in scores.items()))
+        self._status.measured(epoch, scores, distance)
+        what = (
+            f"epoch {epoch} of {self.epochs} is closed"
+            if distance is None
+            else f"round {epoch} of {self.epochs} is done"
+        )
+        self._say(what + "".join(f", {k} {v:.3f}" for k, v in scores.items()))
         if epoch < self.epochs:
             return
         folder = self._config.folder / "adapter"
@@ -168,16 +188,3 @@ class Peering:
     def _alarmed(self, text: str) -> None:
         self._status.alarm(text)
         self._say(text)
-
-
-def _parts(run: PeerRun, prepared: Prepared, config: PeerConfig) -> tuple[Ledger, Work]:
-    """What bodies mean, and what makes them."""
-    trainer, examples = prepared.trainer, prepared.trainer.encode(prepared.train)
-    try:
-        if run.mode == "delta":
-            ledger, working = deltas(trainer, run.plan(), run.id)
-            return ledger, working(examples, path=config.folder / "residual")
-        ledger, walking = scalars(trainer, run.scalar, run.seed, run.id)
-        return ledger, walking(examples)
-    except ValueError as error:
-        raise ConfigError(f"{config.run}: does not fit this adapter: {error}") from None

@@ -74,15 +74,15 @@ def experiment(options: Any, partition: str) -> Experiment:
             "name": "clinc150",
             "seed": options.seed,
             "sites": options.sites,
-            "rounds": 2 if options.quick else options.rounds,
+            "rounds": 1 if options.quick else options.rounds,
             "model": {"max_length": 32, "threads": options.threads},
             "data": {
                 "source": f"simulations.clinc150.Clinc150(per_intent={options.per_intent})",
                 "partition": partition,
-                "test_examples": 500,
+                "test_examples": 50 if options.quick else 500,
             },
             "training": {
-                "local_steps": 10,
+                "local_steps": 2 if options.quick else 10,
                 "batch_size": options.batch_size,
                 "learning_rate": options.learning_rate,
                 "labels": options.labels,
@@ -126,7 +126,7 @@ def main() -> int:
             progress.print(f"round {row['round']}: loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}", style="dim")
         rows, accuracy = simulation.server.history(), simulation.measure()["accuracy"]
     total = {key: sum(row[key] for row in rows) for key in rows[0] if "_bytes" in key}
-    epochs = 1 if options.quick else options.central_epochs
+    epochs = options.central_epochs
     shown = {
         "task": "clinc150",
         "partition": partition,
@@ -135,7 +135,7 @@ def main() -> int:
         "seed": options.seed,
         "rounds": len(rows),
         "accuracy": accuracy,
-        "central_accuracy": central(chosen, epochs)["accuracy"] if epochs else None,
+        "central_accuracy": central(chosen, epochs, 4 if options.quick else None)["accuracy"] if epochs else None,
         "up_bytes_per_site": total["up_bytes"] / options.sites,
         "down_bytes_per_site": total["down_bytes"] / options.sites,
         "up_ratio_to_fp32": total["up_bytes"] / total["up_bytes_fp32"],

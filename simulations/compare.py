@@ -75,7 +75,7 @@ def main() -> None:
     short = ["rounds=2", "sites=3", "training.local_steps=4", "data.test_examples=100"] if options.quick else []
     seeds = [options.seed] if options.quick else range(options.seed, options.seed + 3)
     ceiling = {
-        seed: central(load(None, [*options.set, f"seed={seed}"]), 1 if options.quick else 4)["accuracy"]
+        seed: central(load(None, [*options.set, f"seed={seed}"]), 4, 4 if options.quick else None)["accuracy"]
         for seed in seeds
     }
     rows = [

@@ -45,7 +45,7 @@ def test_a_run_without_an_organiser_is_not_joined(tmp_path: Path) -> None:
     ("setting", "message"),
     [
         ("labels=[]", "labels: a classifier needs"),
-        ("mode=ring", "mode: Input should be 'scalar' or 'delta'"),
+        ("mode=ring", "mode: Input should be 'scalar', 'delta' or 'gossip'"),
         ("scalar.largest=128", "scalar.largest"),
         ("scalr.unit=1", "did you mean 'scalar'"),
         ("organiser=ab", "organiser"),

@@ -53,7 +53,8 @@ def experiment(folder: Path) -> Experiment:
     return Experiment.model_validate(tiny.experiment(folder, sites=2, rounds=2))
 
 
-def test_killed_at_every_durable_step_and_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_durable_steps_and_resumed(tmp_path: Path, every: int) -> None:
     chosen = experiment(tmp_path)
     plain = tmp_path / "plain"
     steps = tmp_path / "steps"
@@ -67,7 +68,7 @@ def test_killed_at_every_durable_step_and_resumed(tmp_path: Path) -> None:
     total = int(steps.read_text())
     assert total > 60
     wanted = [(plain / name).read_bytes() for name in FILES]
-    for number in range(1, total + 1):
+    for number in range(1, total + 1, every):
         folder = tmp_path / f"killed-{number}"
 
         def killed(folder: Path = folder, number: int = number) -> None:

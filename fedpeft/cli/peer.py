@@ -104,12 +104,15 @@ def run_(
         bool, typer.Option("--restored", help="The folder is from a backup, or lost: sit out what may be forgotten.")
     ] = False,
     until_closed: Annotated[
-        int | None, typer.Option("--until-closed", min=1, metavar="N", help="End after N epochs instead of all.")
+        int | None,
+        typer.Option(
+            "--until-closed", min=1, metavar="N", help="End after N epochs, or rounds of gossip, instead of all."
+        ),
     ] = None,
 ) -> None:
-    """Take part: publish, gossip, vote, and save the adapter when the last epoch is closed.
+    """Take part: publish, compare, vote or gossip, and save the adapter when the last epoch is closed, or round done.
 
-    Exit code 0: the last epoch is closed, 3: it was stopped before (SIGTERM, Ctrl-C), 1: it failed.
+    Exit code 0: that has come, 3: it was stopped before (SIGTERM, Ctrl-C), 1: it failed.
     """
     try:
         with reported(), Stopping() as stopping:
@@ -162,7 +165,11 @@ def status(
 
 def _signed(folder: Path, roster: "Roster") -> None:
     from fedpeft import membership
+    from fedpeft.config.peer import load_run
 
     names = ", ".join(f"{member.name} ({member.number})" for member in roster.members)
     say(f"roster {roster.serial}: {names}")
     say(f"next: send {folder / membership.ROSTER} to those who are new, and to one running peer; the others hear of it")
+    if roster.serial > 1 and load_run(folder / membership.RUN).mode == "gossip":
+        say("this run gossips, and keeps the members of its first roster to its end: a later one changes addresses and")
+        say("certificates, and neither lets anybody take part nor keeps anybody from it")

@@ -51,14 +51,13 @@ def drawn(picture: "PeerPicture", state: str) -> Table:
     """A peer and its members."""
     table = Table.grid()
     head = Text(f"{one_line(picture.peer)} in {one_line(picture.name)}: ").append(state, style=_STYLES.get(state, ""))
-    head.append(f", {picture.round} of {picture.rounds} epochs closed")
+    gossips = picture.mode == "gossip"
+    head.append(f", {picture.round} of {picture.rounds} {'rounds done' if gossips else 'epochs closed'}")
     for name, score in (("loss", picture.loss), ("accuracy", picture.accuracy)):
         head.append(f", {name} {score:.3f}" if score is not None else "")
     table.add_row(head)
-    held = f"epoch {picture.epoch}: {picture.segments} of {picture.most_segments} segments published"
-    view = f", attempt {picture.view + 1} at closing" if picture.view else ""
     traffic = f"; {size(picture.sent_bytes)} out, {size(picture.received_bytes)} in; roster {picture.roster}"
-    table.add_row(Text(held + view + traffic))
+    table.add_row(Text((_told(picture) if gossips else _published(picture)) + traffic))
     for text, style in ((picture.waiting and f"waiting for {picture.waiting}", "yellow"), (picture.failure, "red")):
         if text and not picture.finished:
             table.add_row(Text(one_line(text), style=style))
@@ -66,6 +65,16 @@ def drawn(picture: "PeerPicture", state: str) -> Table:
         table.add_row(Text(f"adapter {picture.adapter}"))
     table.add_row(_members(picture))
     return table
+
+
+def _published(picture: "PeerPicture") -> str:
+    view = f", attempt {picture.view + 1} at closing" if picture.view else ""
+    return f"epoch {picture.epoch}: {picture.segments} of {picture.most_segments} segments published{view}"
+
+
+def _told(picture: "PeerPicture") -> str:
+    far = "" if picture.distance is None else f", {picture.distance:.3g} from the mean of what all of them told last"
+    return f"{picture.segments} rounds told to {len(picture.members)} neighbours{far}"
 
 
 def _members(picture: "PeerPicture") -> Table:

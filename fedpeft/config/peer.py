@@ -89,6 +89,19 @@ class DeltaSection(TrainingSection):
     largest_weight: float = Field(10_000, ge=1)
 
 
+class GossipSection(Section):
+    """Averaging among neighbours; codec, strategy, training and the largest norm are those of deltas.
+
+    Args:
+        topology: who is whose neighbour, over the members of the first roster in the order of their numbers.
+        gamma: share of the difference from its neighbours that a member goes in a round; small where the codec loses
+            much.
+    """
+
+    topology: Literal["complete", "ring", "random"] = "ring"
+    gamma: float = Field(0.5, gt=0, le=1)
+
+
 def _parse_peft(text: str) -> None:
     """Pass a config that makes PEFT load nothing that it names: no module, and no tokenizer with code of its own."""
     config = adapters.parse_config(text)
@@ -113,17 +126,18 @@ class PeerRun(Section):
         start_sha256: of the adapter that all begin with, hexadecimal.
         peft: expression of a config of Hugging Face PEFT.
         labels: names of the classes in order; none for a language model.
-        epochs: in all.
-        segments: of a member in an epoch.
-        patience_s: seconds that an epoch waits for those who have not done their part.
+        epochs: in all; of gossip, rounds.
+        segments: of a member in an epoch; of gossip, which says one in each round, it says nothing.
+        patience_s: seconds that an epoch, or a round of gossip, waits for those who have not done their part.
         scalar: for mode "scalar".
-        delta: for mode "delta".
+        delta: for mode "delta", and in parts for "gossip".
+        gossip: for mode "gossip".
     """
 
     name: str = Field("peers", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=-(1 << 63), lt=1 << 63)
     organiser: _Digest = ""
-    mode: Literal["scalar", "delta"] = "scalar"
+    mode: Literal["scalar", "delta", "gossip"] = "scalar"
     model: BaseSection = BaseSection()
     base_sha256: _Digest = ""
     start_sha256: _Digest = ""
@@ -134,14 +148,22 @@ class PeerRun(Section):
     patience_s: float = Field(60.0, gt=0)
     scalar: ScalarSection = ScalarSection()
     delta: DeltaSection = DeltaSection()
+    gossip: GossipSection = GossipSection()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "PeerRun":
         if self.model.task == "sequence-classification" and len(self.labels) < 2:
             raise ValueError("labels: a classifier needs the names of its classes, in an order that all share")
-        if self.mode == "delta":
+        if self.mode != "scalar":
             self.plan()
+        if self.mode == "gossip":
+            _check_gossip(self.delta)
         return self
+
+    @property
+    def most_segments(self) -> int:
+        """Of a member in an epoch; all rounds of gossip are one, which stays open."""
+        return self.epochs if self.mode == "gossip" else self.segments
 
     @property
     def id(self) -> bytes:
@@ -150,7 +172,7 @@ class PeerRun(Section):
         return hashlib.sha256(told.encode()).digest()
 
     def plan(self) -> Plan:
-        """The rules of deltas."""
+        """The rules of deltas, and of gossip."""
         delta = self.delta
         beside = {"codec", "strategy", "outer_optimizer", "largest_norm", "largest_weight", "schedule"}
         return Plan(
@@ -168,6 +190,21 @@ class PeerRun(Section):
     def to_yaml(self) -> str:
         """The whole, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+def _check_gossip(delta: DeltaSection) -> None:
+    """Pass a section that asks for nothing that only those can do who merge at one place.
+
+    Raises:
+        ValueError: it does; the message says what is to be left out.
+    """
+    plain = DeltaSection()
+    for key in ("outer_optimizer", "start", "slots", "supermask"):
+        if (asked := getattr(delta, key)) != getattr(plain, key):
+            raise ValueError(
+                f"delta.{key}: expected {getattr(plain, key)!r}, got {asked!r}; in mode gossip everybody trains and "
+                "says the whole of an adapter of its own, and no step is taken together"
+            )
 
 
 class OwnModel(Section):

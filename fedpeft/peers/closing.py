@@ -1,4 +1,4 @@
-"""How an epoch is closed: Tendermint, one decision an epoch, over votes that are gossiped like anything else.
+"""How an epoch is closed: Tendermint, one decision an epoch, over votes that spread like anything else.
 
 Buchman, Kwon and Milosevic, "The latest gossip on BFT consensus", 2018, arXiv 1807.04938, Algorithm 1. Safe whatever
 the network does while fewer than a third of the members lie; it decides once messages come in time. What a member has

@@ -22,7 +22,7 @@ from fedpeft.ternary import TernaryDelta
 
 _WEIGHT = 4  # bytes before the payload
 _RUN = 16  # bytes of the run's name in a payload's header
-_SHORTER = 0.99  # of the largest norm: codecs round
+SHORTER = 0.99  # of the largest norm: codecs round
 
 
 class DeltaLedger:
@@ -77,7 +77,7 @@ class DeltaLedger:
         said, _ = wire.inspect(payload)
         ctx = self.context(said.round, said.client)
         delta = broadcast.unpack(payload, self.plan.update_codec, self.space, self._run, ctx)
-        norm = _norm(delta)
+        norm = length(delta)
         if not norm <= self.plan.largest_norm:
             raise PayloadError(Defect.NORM, f"expected an L2 norm of at most {self.plan.largest_norm:g}, got {norm:g}")
 
@@ -114,9 +114,9 @@ class DeltaLedger:
         """
         codec = self.plan.update_codec
         parts, residual = self._encoded(delta, carried, ctx)
-        norm = _norm(codec.decode(parts, self.space, ctx))
+        norm = length(codec.decode(parts, self.space, ctx))
         if norm > self.plan.largest_norm:
-            share = _SHORTER * self.plan.largest_norm / norm
+            share = SHORTER * self.plan.largest_norm / norm
             parts, residual = self._encoded(share * delta, share * carried, ctx)
         payload = broadcast.pack(parts, codec, self.space, self._run, ctx)
         weight = int(min(examples, self.plan.largest_weight, (1 << 32) - 1))
@@ -144,7 +144,7 @@ class DeltaLedger:
         if len(sent) == 1:
             return Update(sent[0], float(opened[0][0]))
         total = reduce(torch.add, (one.dense() if isinstance(one, TernaryDelta) else one for one in sent))
-        if (norm := _norm(total)) > self.plan.largest_norm:
+        if (norm := length(total)) > self.plan.largest_norm:
             total = total * (self.plan.largest_norm / norm)
         return Update(total, float(opened[-1][0]))
 
@@ -183,8 +183,8 @@ def _check_equals(plan: Plan, space: Space, keeps: bool) -> None:
         )
 
 
-def _norm(vector: Float[Tensor, " d"]) -> float:
-    """Added up in one order, so that machines agree on which side of a limit it lies."""
+def length(vector: Float[Tensor, " d"]) -> float:
+    """The L2 norm, added up in one order, so that machines agree on which side of a limit it lies."""
     return math.sqrt(float(kernels.block_squares(vector.numpy(), np.array([0, vector.numel()]))[0]))
 
 

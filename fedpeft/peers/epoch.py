@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fedpeft.peers.chains import Chains
 from fedpeft.peers.closing import Closing
 from fedpeft.peers.cut import Cut
+from fedpeft.peers.hearing import EVERYBODY, Hearing
 from fedpeft.peers.ledger import Ledger
 from fedpeft.peers.roster import Roster
 from fedpeft.peers.terms import Terms
@@ -23,6 +24,7 @@ class Epoch:
         roster: of those who publish and vote.
         state: that it begins with.
         key: public key of this peer, whose member has it.
+        hearing: whose chains are held; where not all are, the epoch is never closed and votes are nothing.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class Epoch:
         roster: Roster,
         state: bytes,
         key: bytes,
+        hearing: Hearing = EVERYBODY,
     ) -> None:
         self.number, self.root, self.barred = number, root, tuple(barred)
         self.roster, self.state = roster, state
         self.me = next((member.number for member in roster.members if member.key == key), 0)
-        self._run, self._ledger = terms.run, ledger
-        keys = {member.number: member.key for member in roster.members if member.number not in self.barred}
+        self._run, self._ledger, self.closes = terms.run, ledger, hearing.all
+        heard = hearing.of(self.me, roster.by_number) - set(self.barred)
+        keys = {number: roster.by_number[number].key for number in sorted(heard)}
         self.chains = Chains(terms.run, number, root, keys, terms.most_segments, ledger.check)
         self.closing = Closing(number, sorted(roster.by_number), self.me or None, terms.patience_s / 10)
         self._least: dict[int, int] = {}

@@ -6,7 +6,7 @@ Of votes only who cast them is compared, and beside that the last view in which 
 twice may have shown that to one of the two alone, and so it is given with all that it rests on.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -52,7 +52,7 @@ def exchange(peer: Peer, other: int, call: Call) -> None:
     if theirs.root != mine.root:
         raise RefusedError(Reason.OTHER_ROUND, f"peer {other} is in epoch {mine.epoch} after another cut than this one")
     if mine.digest != theirs.digest:
-        _level(peer, mine, theirs, call)
+        _level(peer, other, mine, theirs, call)
     with peer.lock:
         own = [head for head in theirs.heads if head.peer == peer.number]
         if peer.epoch == mine.epoch and all(peer.chains.link(head.peer, head.count) == head.hash for head in own):
@@ -71,15 +71,17 @@ def _catch_up(peer: Peer, mine: pb.Heads, lean: bool, call: Call) -> None:
         _catch_up(peer, mine, False, call)
 
 
-def _level(peer: Peer, mine: pb.Heads, theirs: pb.Heads, call: Call) -> None:
+def _level(peer: Peer, other: int, mine: pb.Heads, theirs: pb.Heads, call: Call) -> None:
     """Find what differs, take what is lacking here, give what is lacking there."""
-    found = _differences(peer, mine, theirs)
+    with peer.lock:
+        both = peer.hearing.of(other, peer.chains.keys)
+    found = _differences(peer, both, mine, theirs)
     wanted = pb.Wanted(run=mine.run, epoch=mine.epoch, votes=mine.votes, roster=theirs.roster > mine.roster)
     wanted.ranges.extend(pb.Range(peer=p, first=first, last=last) for p, (first, last) in found.lacking.items())
     for p, (count, differing) in _first_differences(peer, found.contrary, call).items():
         wanted.ranges.append(pb.Range(peer=p, first=differing, last=count))
     known = {head.peer: head.count for head in mine.forked}
-    wanted.forked.extend(head.peer for head in theirs.forked if head.count < known.get(head.peer, 1 << 32))
+    wanted.forked.extend(p.peer for p in theirs.forked if p.peer in both and p.count < known.get(p.peer, 1 << 32))
     if wanted.ranges or wanted.forked or wanted.roster or mine.votes != theirs.votes:
         refused = _fetch(peer, wanted, call)
         # A longer chain may differ already in what both hold, which shows only when its next segment does not fit.
@@ -89,17 +91,18 @@ def _level(peer: Peer, mine: pb.Heads, theirs: pb.Heads, call: Call) -> None:
             for p, (_, differing) in _first_differences(peer, contrary, call).items():
                 again.ranges.append(pb.Range(peer=p, first=differing, last=differing))
             _fetch(peer, again, call)
-    _give(peer, mine.epoch, found, theirs, call)
+    _give(peer, both, mine.epoch, found, theirs, call)
 
 
-def _differences(peer: Peer, mine: pb.Heads, theirs: pb.Heads) -> Difference:
+def _differences(peer: Peer, both: Set[int], mine: pb.Heads, theirs: pb.Heads) -> Difference:
+    """What differs of the chains of those whom both peers hear."""
     here = {head.peer: (head.count, head.hash) for head in mine.heads}
     there = {head.peer: (head.count, head.hash) for head in theirs.heads}
     forked = {head.peer: head.count for head in mine.forked}
     lacking, lacked, contrary = {}, {}, {}
     with peer.lock:
         chains = peer.chains
-        for member in sorted((here.keys() | there.keys()) & chains.keys.keys()):
+        for member in sorted((here.keys() | there.keys()) & both):
             count, their_count = here.get(member, (0, b""))[0], there.get(member, (0, b""))[0]
             last = min(their_count, chains.most_segments, forked.get(member, 1 << 32) - 1)
             if their_count <= count and their_count and chains.link(member, their_count) != there[member][1]:
@@ -147,14 +150,14 @@ def _fetch(peer: Peer, wanted: pb.Wanted, call: Call) -> set[int]:
         return {p for p in came & before.keys() if chains.count(p) == before[p]}
 
 
-def _give(peer: Peer, epoch: int, found: Difference, theirs: pb.Heads, call: Call) -> None:
+def _give(peer: Peer, both: Set[int], epoch: int, found: Difference, theirs: pb.Heads, call: Call) -> None:
     with peer.lock:
         if peer.epoch != epoch:
             return
         wanted = pb.Wanted(run=peer.terms.run, epoch=epoch, votes=theirs.votes)
         wanted.roster = theirs.roster < peer.newest_roster.serial
         wanted.ranges.extend(pb.Range(peer=p, first=first, last=last) for p, (first, last) in found.lacked.items())
-        forks = list(peer.chains.forks.items())
+        forks = [(member, fork) for member, fork in peer.chains.forks.items() if member in both]
     for batch in batches(peer, wanted):
         _one(pb.Taken, call("Push", batch.SerializeToString()))
     known = {head.peer: head.count for head in theirs.forked}

@@ -1,20 +1,23 @@
 """Adapters that are averaged with the neighbours' alone: no log, no epochs, and no two that are ever quite the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.codecs import Codec, Context
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.federation import broadcast
+from fedpeft.peers.delta import SHORTER, length
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Space
 from fedpeft.strategies import Context as Merging
 from fedpeft.strategies import Mean, Strategy, Update
+
+Step: TypeAlias = Callable[[Float[Tensor, " d"], int, int], Float[Tensor, " d"]]  # adapter, peer, round: after training
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,20 @@ class Circle:
         self.heard = dict.fromkeys(self._weights, 0)
 
     def say(self, adapter: Float[Tensor, " d"], number: int) -> bytes:
-        """What the neighbours are told in a round, by rising numbers."""
-        manner, ctx = self._manner, self._context(self.number, number)
-        parts = manner.codec.encode(adapter - self.copies[self.number], manner.space, ctx)
-        payload = broadcast.pack(parts, manner.codec, manner.space, manner.run, ctx)
+        """What the neighbours are told in a round, by rising numbers; it moves the own public copy."""
+        payload = self.encoded(adapter, number)
         self.hear(self.number, number, payload)
         return payload
+
+    def encoded(self, adapter: Float[Tensor, " d"], number: int) -> bytes:
+        """What is to be said in a round, which moves nothing yet: of a long way, as much as may be said at once."""
+        manner, ctx = self._manner, self._context(self.number, number)
+        difference = adapter - self.copies[self.number]
+        parts = manner.codec.encode(difference, manner.space, ctx)
+        norm = length(manner.codec.decode(parts, manner.space, ctx))
+        if norm > manner.largest_norm:
+            parts = manner.codec.encode(SHORTER * manner.largest_norm / norm * difference, manner.space, ctx)
+        return broadcast.pack(parts, manner.codec, manner.space, manner.run, ctx)
 
     def hear(self, peer: int, number: int, payload: bytes) -> None:
         """Move the public copy of a peer by what it said in a round; what was heard already moves nothing.
@@ -89,16 +100,24 @@ class Circle:
             return
         manner = self._manner
         said = broadcast.unpack(payload, manner.codec, manner.space, manner.run, self._context(peer, number))
-        norm = float(torch.linalg.vector_norm(said, dtype=torch.float64))
+        norm = length(said)
         if not norm <= manner.largest_norm:
             raise PayloadError(Defect.NORM, f"expected an L2 norm of at most {manner.largest_norm:g}, got {norm:g}")
         self.copies[peer] = self.copies[peer] + said
         self.heard[peer] = number
 
-    def pull(self, number: int) -> Float[Tensor, " d"]:
-        """How far the peer goes in a round, once it has heard all neighbours."""
-        manner, own = self._manner, self.copies[self.number]
-        updates = [Update(copy - own, self._weights[peer]) for peer, copy in self.copies.items()]
+    def pull(self, number: int, without: Collection[int] = ()) -> Float[Tensor, " d"]:
+        """How far the peer goes in a round, once it has heard its neighbours.
+
+        Args:
+            number: of the round.
+            without: neighbours that are left out; their weights are the peer's own.
+        """
+        manner, own, weights = self._manner, self.copies[self.number], dict(self._weights)
+        weights[self.number] += sum(weights.pop(peer) for peer in sorted(without))
+        if without and len(weights) < manner.strategy.least:
+            return own * 0
+        updates = [Update(self.copies[peer] - own, weight) for peer, weight in weights.items()]
         merged = manner.strategy.merge(updates, Merging(manner.space, own, manner.seed, number))
         return manner.gamma * merged
 
@@ -118,7 +137,7 @@ def metropolis(near: Mapping[int, Sequence[int]]) -> dict[int, dict[int, float]]
     weights = {}
     for peer, others in near.items():
         shares = {other: 1 / (1 + max(len(others), len(near[other]))) for other in others}
-        weights[peer] = {peer: 1 - sum(shares.values())} | shares
+        weights[peer] = {peer: 1.0 - sum(shares.values())} | shares
     return weights
 
 

@@ -12,6 +12,7 @@ from fedpeft.peers.chains import Chains
 from fedpeft.peers.closing import Closing
 from fedpeft.peers.cut import Certificate, Cut, Kind, Vote, quorum
 from fedpeft.peers.epoch import Epoch
+from fedpeft.peers.hearing import EVERYBODY, Hearing
 from fedpeft.peers.ledger import Ledger
 from fedpeft.peers.roster import Roster
 from fedpeft.peers.segment import Segment
@@ -30,8 +31,9 @@ def _nobody(text: str) -> None:
 class Peer:
     """One of equals. Every method may be called from any thread.
 
-    It publishes and votes only once it has heard from more than two thirds of the roster since it started: by then a
-    folder that is older than what was published has shown, and the peer sits out until nothing it forgot can be open.
+    It publishes and votes only once it has heard from more than two thirds of those whom it hears since it started: by
+    then a folder that is older than what was published has shown, and the peer sits out until nothing it forgot can be
+    open.
 
     Args:
         terms: of the run.
@@ -39,6 +41,7 @@ class Peer:
         roster: of the organiser, as new as can be had.
         ledger: what bodies mean.
         store: what survives a crash.
+        hearing: whose chains are held, here and by others.
         restored: the store comes from a backup, or was lost: sit out the epoch that is open when enough others have
             been met, and the one after it, in which it may have spoken before. That outlasts a restart.
         alarm: told of what people should know.
@@ -56,10 +59,11 @@ class Peer:
         ledger: Ledger,
         store: Store,
         *,
+        hearing: Hearing = EVERYBODY,
         restored: bool = False,
         alarm: Callable[[str], None] = _nobody,
     ) -> None:
-        self.terms, self.ledger = terms, ledger
+        self.terms, self.ledger, self.hearing = terms, ledger, hearing
         self._key, self._store, self._alarm = key, store, alarm
         self.lock = threading.RLock()
         self._rosters = {roster.check(terms.organiser).hash: roster}
@@ -94,7 +98,8 @@ class Peer:
 
     def _enter(self, epoch: int, root: bytes, barred: Sequence[int], roster: Roster, state: bytes) -> None:
         """Begin an epoch with nothing in it."""
-        self._open = Epoch(self.terms, self.ledger, epoch, root, barred, roster, state, self._key.public)
+        own = self._key.public
+        self._open = Epoch(self.terms, self.ledger, epoch, root, barred, roster, state, own, self.hearing)
         self._since, self._insisting = None, False
         newest = self.newest_roster
         self._rosters = {known.hash: known for known in (roster, newest)}
@@ -179,8 +184,8 @@ class Peer:
             return self.number in self.roster.by_number and self._enough_heard() and self.epoch > self._silent
 
     def _enough_heard(self) -> bool:
-        heard = (self._heard | {self.number}) & self.roster.by_number.keys()
-        return len(heard) >= quorum(len(self.roster.members))
+        circle = self.hearing.of(self.number, self.roster.by_number)
+        return len((self._heard | {self.number}) & circle) >= quorum(len(circle))
 
     def heard_from(self, peer: int) -> None:
         """Note that all that a member holds has been compared with what is held here."""
@@ -192,12 +197,13 @@ class Peer:
         """Say for how long a peer that forgot something is silent, once more than two thirds of the others were met.
 
         One of them at least, honest, voted in the epoch before the last in which this peer spoke; so none after the one
-        that follows the open one has been opened. Of three members none may lie, and all others are heard: they have
-        given back all that was forgotten and matters.
+        that follows the open one has been opened. Of three members none may lie, and of neighbours, who alone hold what
+        this peer published, none is left out: all others are heard, and have given back all that matters.
         """
-        others = self.roster.by_number.keys() - {self.number}
-        if self._silent == _UNTIL_MET and len(self._heard & others) >= min(quorum(len(others)), len(others)):
-            self._be_silent(self.epoch + 1 if len(others) > 2 else self.epoch - 1)
+        others = self.hearing.of(self.number, self.roster.by_number) - {self.number}
+        every = len(others) <= 2 or not self.hearing.all
+        if self._silent == _UNTIL_MET and len(self._heard & others) >= (len(others) if every else quorum(len(others))):
+            self._be_silent(self.epoch - 1 if every else self.epoch + 1)
 
     def _be_silent(self, last: int) -> None:
         self._silent = last

@@ -24,8 +24,8 @@ def take(epoch: Epoch, run: bytes, batch: pb.Batch) -> pb.Batch:
             unfit.add(message.peer)
     words = chain(
         (_take_fork(epoch, Fork.from_proto(proof), kept) for proof in batch.forks),
-        (_take_vote(epoch, run, vote, kept) for vote in batch.votes),
-        (_take_proposal(epoch, run, proposal, kept) for proposal in batch.proposals),
+        (_take_vote(epoch, run, vote, kept) for vote in batch.votes if epoch.closes),
+        (_take_proposal(epoch, run, proposal, kept) for proposal in batch.proposals if epoch.closes),
     )
     for right in words:
         if not right:

@@ -47,9 +47,10 @@ class MemberPicture(BaseModel):
 
 
 class PeerPicture(Picture):
-    """How a peer stands; of what it shares with a run's picture, a round is an epoch that is closed.
+    """How a peer stands; of what it shares with a run's picture, a round is a closed epoch, or one of gossip.
 
     Args:
+        mode: of the run.
         number: of this peer on the roster; 0: it is on none yet.
         peer: its name.
         address: where others reach it; "" for nowhere.
@@ -58,12 +59,14 @@ class PeerPicture(Picture):
         most_segments: of a member in an epoch.
         roster: serial of the newest that is known.
         view: attempt at closing the open epoch, from 0.
+        distance: of its adapter from the mean of what it and its neighbours have told, where it gossips; else None.
         sent_bytes: of messages to all since the process began; without what gRPC, TLS and TCP add.
         received_bytes: of messages from all.
         adapter: SHA-256 of the saved adapter's weights, hexadecimal; "" before the last epoch is closed.
-        members: the others, by name.
+        members: the others whom it hears, by name.
     """
 
+    mode: str = ""
     number: NonNegativeInt
     peer: str
     address: str = ""
@@ -72,6 +75,7 @@ class PeerPicture(Picture):
     most_segments: NonNegativeInt
     roster: NonNegativeInt
     view: NonNegativeInt
+    distance: float | None = None
     sent_bytes: NonNegativeInt = 0
     received_bytes: NonNegativeInt = 0
     adapter: str = ""
@@ -104,16 +108,18 @@ class PeerStatus:
         run: its name.
         peer: its name.
         epochs: in all.
+        mode: of the run.
     """
 
-    def __init__(self, folder: Path, run: str, peer: str, epochs: int) -> None:
+    def __init__(self, folder: Path, run: str, peer: str, epochs: int, mode: str) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._kept: dict[str, Any] = {"name": one_line(run), "peer": peer, "rounds": epochs, "started": time.time()}
+        self._kept: dict[str, Any] = {"name": one_line(run), "peer": peer, "rounds": epochs, "mode": mode}
+        self._kept["started"] = time.time()
 
-    def measured(self, epoch: int, scores: Mapping[str, float]) -> None:
-        """An epoch is closed, and its adapter is so good."""
-        self._note(round=epoch, loss=scores.get("loss"), accuracy=scores.get("accuracy"))
+    def measured(self, epoch: int, scores: Mapping[str, float], distance: float | None) -> None:
+        """An epoch is closed, or a round of gossip done, and its adapter is so good and so far from the neighbours'."""
+        self._note(round=epoch, loss=scores.get("loss"), accuracy=scores.get("accuracy"), distance=distance)
 
     def saved(self, digest: str) -> None:
         """The last epoch's adapter is saved."""

@@ -33,7 +33,8 @@ def outcomes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for mode in modes:
             common = [*short, sample, *options.set, f"seed={seed}"]
             row = dict.fromkeys(COLUMNS) | {"mode": mode, "seed": seed} | outcome(mode, common, options.quick)
-            Console(stderr=True).print(f"{mode}, seed {seed}: {row}", style="dim")
+            shown = {name: row[name] for name in COLUMNS}
+            Console(stderr=True).print(f"{mode}, seed {seed}: {shown}", style="dim")
             yield row
 
 

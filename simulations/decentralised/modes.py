@@ -1,7 +1,6 @@
 """The modes that are compared, each as one run of the demo's task: with a server, without one, and in one place."""
 
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -9,10 +8,8 @@ from typing import Any
 
 from fedpeft.config import Experiment, load
 from fedpeft.config.swarm import load_swarm
-from fedpeft.preparation import prepare
-from fedpeft.random import Purpose, Stream
 from fedpeft.runtime.peer.rehearsal import Rehearsal
-from fedpeft.training import Job, Settings
+from simulations.central import central
 from simulations.decentralised.curves import Point
 from simulations.whole_run import whole_run
 
@@ -30,20 +27,12 @@ PEERS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
 BRIEF = ["scalar.per_segment=16", "scalar.directions=128"]
 
 
-def central(experiment: Experiment) -> dict[str, Any]:
-    """AdamW on all data, batch 32, 3/4 of the steps at rate 3e-3 and the rest at 6e-4."""
-    known, plan = experiment.data, experiment.training
-    prepared = prepare(experiment.model, experiment.peft, known.source, known.labels, experiment.seed)
-    trainer = prepared.trainer
-    train, vector = trainer.encode(prepared.train), trainer.adapted.read()
-    steps = experiment.sites * experiment.rounds * plan.local_steps * plan.batch_size // 32
-    began = time.perf_counter()
-    for part, share, rate in ((1, 3, 3e-3), (2, 1, 6e-4)):
-        order, dropout = (Stream(experiment.seed, purpose, part) for purpose in (Purpose.DATA, Purpose.DROPOUT))
-        job = Job(vector, train, Settings(max(1, steps * share // 4), 32, rate), order, dropout)
-        vector = next(iter(trainer.train([job]))).vector
-    seconds = time.perf_counter() - began
-    return {"bytes_per_peer": 0, "wall_s": seconds, **trainer.evaluate(vector, trainer.encode(prepared.test))}
+def in_one_place(experiment: Experiment) -> dict[str, Any]:
+    """The same adapter on all data, with as many examples as all sites see together."""
+    plan = experiment.training
+    examples = experiment.sites * experiment.rounds * plan.local_steps * plan.batch_size
+    found = dict(central(experiment, 1, examples // 32))
+    return {"bytes_per_peer": 0, "wall_s": found.pop("train_s"), **found}
 
 
 def served(experiment: Experiment) -> dict[str, Any]:
@@ -74,7 +63,7 @@ def outcome(mode: str, common: Sequence[str], brief: bool) -> dict[str, Any]:
         brief: publish few scalars, along few directions.
     """
     if mode == "central":
-        return central(load(None, common))
+        return in_one_place(load(None, common))
     if mode == "server":
         return served(load(None, common))
     how, more = PEERS[mode]

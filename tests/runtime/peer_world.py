@@ -22,6 +22,7 @@ from fedpeft.peers.terms import Terms
 from fedpeft.peers.work import Work
 from fedpeft.runtime.peer.contacts import Contacts
 from fedpeft.runtime.peer.limits import Limits
+from fedpeft.runtime.peer.log_course import LogCourse
 from fedpeft.runtime.peer.node import Node, Ways
 from fedpeft.runtime.peer.trust import Trust
 
@@ -113,12 +114,11 @@ class World:
         states = self.states.setdefault(name, {})
         return Node(
             peer,
-            work or Sum(),
+            LogCourse(peer, work or Sum(), self.epochs, states.__setitem__, self.said.append),
             Trust(peer, key.public, keys.pair(own / "keys")),
             Contacts({n: [place] for n, place in known.items()}, every_s),
-            Ways(None if dials else "127.0.0.1:0", every_s=every_s, epochs=self.epochs, stay_s=SECONDS),
+            Ways(None if dials else "127.0.0.1:0", every_s=every_s, stay_s=SECONDS),
             Limits(deadline_s=5.0),
-            closed=states.__setitem__,
             say=self.said.append,
         )
 

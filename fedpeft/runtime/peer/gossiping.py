@@ -1,15 +1,13 @@
 """Peers that gossip, in one process; bytes still go through the wire, so sizes are real."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.peers.gossip import Circle, Manner, distance, metropolis, pairs
-
-Step = Callable[[Float[Tensor, " d"], int, int], Float[Tensor, " d"]]
+from fedpeft.peers.gossip import Circle, Manner, Step, distance, metropolis, pairs
 
 
 @dataclass

@@ -7,6 +7,8 @@ from fedpeft.config.peer import ScalarSection
 from fedpeft.federation import Plan
 from fedpeft.peers.delta import DeltaLedger
 from fedpeft.peers.delta_work import DeltaWork
+from fedpeft.peers.gossip import Manner
+from fedpeft.peers.gossip_ledger import GossipLedger
 from fedpeft.peers.ledger import Ledger
 from fedpeft.peers.scalar import ScalarLedger, directions_seed
 from fedpeft.peers.scalar_work import ScalarWork
@@ -48,6 +50,26 @@ def deltas(trainer: FirstOrderTrainer, plan: Plan, run: bytes) -> tuple[Ledger, 
     """
     ledger = DeltaLedger(plan, trainer.adapted.space, trainer.adapted.read(), run)
     return ledger, partial(DeltaWork, ledger, trainer)
+
+
+def gossips(trainer: FirstOrderTrainer, plan: Plan, gamma: float, run: bytes) -> tuple[Ledger, Manner]:
+    """The ledger of gossip from the trainer's adapter on, and how it is done.
+
+    Error feedback around the codec is left off: what was not said is part of the next difference anyway.
+
+    Args:
+        trainer: the resident model.
+        plan: what all have agreed on.
+        gamma: share of the merged difference that a peer goes, in (0, 1].
+        run: 32 bytes.
+
+    Raises:
+        ValueError: the codec or the strategy takes more than gossip has.
+    """
+    space = trainer.adapted.space
+    plan.strategy.check_space(space)
+    manner = Manner(space, plan.update_codec, plan.strategy, gamma, plan.seed, run[:16], plan.largest_norm)
+    return GossipLedger(manner, trainer.adapted.read()), manner
 
 
 def _walking(ledger: ScalarLedger, walker: Walker, section: ScalarSection, data: Encoded) -> ScalarWork:

@@ -1,4 +1,4 @@
-"""A running peer: it gossips, tells, votes, trains and keeps house, each on a thread of its own."""
+"""A running peer: it compares, tells, votes, trains and keeps house, each on a thread of its own."""
 
 import random
 import threading
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.errors import FedpeftError, JournalError, PayloadError, RunError, UnreachableError
+from fedpeft.errors import FedpeftError, JournalError, UnreachableError
 from fedpeft.peers.exchange import exchange
 from fedpeft.peers.peer import Peer
 from fedpeft.peers.roster import Member
-from fedpeft.peers.work import Work
 from fedpeft.runtime.peer.contacts import Contacts
+from fedpeft.runtime.peer.course import Course
 from fedpeft.runtime.peer.dialling import Lines
 from fedpeft.runtime.peer.limits import Limits
 from fedpeft.runtime.peer.service import Service
@@ -33,15 +33,13 @@ class Ways:
         advertised: where others reach it; "" for where it listens, if it does.
         every_s: seconds between two exchanges with a member drawn at random.
         fanout: how many members are given at once what is new here.
-        epochs: after so many that are closed, nothing more is published and no other is closed.
-        stay_s: seconds that others can still ask after that.
+        stay_s: seconds that others can still ask once its course is over.
     """
 
     listen: str | None
     advertised: str = ""
     every_s: float = 2.0
     fanout: int = 3
-    epochs: int = 1
     stay_s: float = 60.0
 
 
@@ -50,15 +48,13 @@ class Node:
 
     Args:
         peer: what it holds.
-        work: what it publishes.
+        course: what it does, and when.
         trust: who the others are.
         contacts: where they are.
         ways: how it talks.
         limits: of calls.
-        closed: told of the state after each epoch, on the thread that trains, the last one included.
         house: called once a second, to look for what has changed and to tell how all stands.
         say: told what happens, a line each.
-        alarm: told of what people should see to; None: `say` is.
 
     Raises:
         RunError: the address cannot be listened on.
@@ -67,22 +63,19 @@ class Node:
     def __init__(
         self,
         peer: Peer,
-        work: Work,
+        course: Course,
         trust: Trust,
         contacts: Contacts,
         ways: Ways,
         limits: Limits,
-        closed: Callable[[int, bytes], None],
         house: Callable[[], None] = lambda: None,
         say: Say = lambda text: None,
-        alarm: Say | None = None,
     ) -> None:
-        self.peer, self.contacts, self._work, self._trust, self._ways = peer, contacts, work, trust, ways
-        self._closed, self._house, self._say, self._alarm = closed, house, say, alarm or say
+        self.peer, self.contacts, self._course, self._trust, self._ways = peer, contacts, course, trust, ways
+        self._house, self._say = house, say
         self._changed = threading.Condition()
-        self._stopping = self._news = False
+        self._stopping, self._news = False, 0
         self._outbox: list[pb.Batch] = []
-        self._failed = 0, ""
         self._broken: BaseException | None = None
         self._finished = threading.Event()
         self._lines = Lines(trust, contacts, self._greeting, limits)
@@ -98,25 +91,28 @@ class Node:
         return self._ways.advertised or (self._service.address if self._service else "")
 
     def others(self) -> dict[int, Member]:
-        """The other members, by number."""
-        return self._trust.others()
+        """The other members whom it hears, by number."""
+        others = self._trust.others()
+        heard = self.peer.hearing.of(self.peer.number, others)
+        return {number: member for number, member in others.items() if number in heard}
 
     def run(self) -> bool:
-        """Take part until the run's epochs are closed and some time has passed, or `stop` was called.
+        """Take part until the course is over and some time has passed, or `stop` was called.
 
         Returns:
-            Whether the run's epochs are closed.
+            Whether the course is over.
 
         Raises:
             Exception: what a thread could not go on with.
         """
         loops = {
-            "gossip": self._gossip,
+            "exchange": self._exchange,
             "teller": self._tell,
-            "voter": self._vote,
             "trainer": self._train,
             "house": self._keep_house,
         }
+        if self._course.votes:
+            loops["voter"] = self._vote
         threads = [threading.Thread(target=self._guarded, args=(loop,), name=name) for name, loop in loops.items()]
         if self._service:
             self._service.start()
@@ -144,20 +140,8 @@ class Node:
             self._changed.notify_all()
 
     def waits_for(self) -> str:
-        """Why this peer does not publish at the moment; "" where it may."""
-        peer = self.peer
-        with peer.lock:
-            if peer.epoch > self._ways.epochs:
-                return "the run is over"
-            if not peer.number:
-                return f"an epoch whose roster has this peer; epoch {peer.epoch} has not"
-            if not peer.may_speak():
-                return "more than two thirds of the roster to be met, or for an epoch that it may take part in"
-            if peer.done():
-                return f"epoch {peer.epoch} to be closed"
-            if self._failed[0] == peer.epoch:
-                return f"epoch {peer.epoch} to be closed, for it could not train in it: {self._failed[1]}"
-        return ""
+        """What this peer waits for at the moment; "" where it has something to do."""
+        return self._course.waits_for()
 
     def _guarded(self, loop: Callable[[], None]) -> None:
         try:
@@ -166,9 +150,9 @@ class Node:
             self._broken = error
             self.stop()
 
-    # Gossip
+    # Others
 
-    def _gossip(self) -> None:
+    def _exchange(self) -> None:
         while not self._stopping:
             # Until enough have been met, nothing may be said: so they are met one after the other.
             share = 0.05 if self._meet(time.monotonic()) else random.uniform(0.5, 1.5)  # noqa: S311 - spreads the load
@@ -177,7 +161,7 @@ class Node:
 
     def _meet(self, now: float) -> bool:
         """Compare all that is held with somebody; whether that was somebody new."""
-        number = self.contacts.choose(self._trust.others(), now)
+        number = self.contacts.choose(self.others(), now)
         if number is None:
             return False
         new = not self.contacts.seen(number).agreed
@@ -198,15 +182,11 @@ class Node:
 
     def _vote(self) -> None:
         while not self._stopping:
-            with self._changed:
-                self._news = False
-            before = self.peer.epoch
-            if before <= self._ways.epochs:
-                self._spread(self.peer.advance(time.monotonic()))
+            news, before = self._news, self.peer.epoch
+            self._spread(self._course.vote(time.monotonic()))
             if self.peer.epoch != before:
                 self._heard()
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._news, self._ways.every_s)
+            self._wait(self._ways.every_s, news)
 
     def _spread(self, batch: pb.Batch) -> None:
         """Have others told of what is new, unless that is nothing."""
@@ -221,14 +201,19 @@ class Node:
                 self._changed.wait_for(lambda: self._stopping or self._outbox)
                 batches, self._outbox = self._outbox, []
             for batch in batches:
-                some = self.contacts.some(self._trust.others(), self._ways.fanout)
+                some = self.contacts.some(self.others(), self._ways.fanout)
                 self._lines.push(some, batch.SerializeToString())
 
     def _heard(self) -> None:
         """Something may be new: see what there is to say to it, and to do."""
         with self._changed:
-            self._news = True
+            self._news += 1
             self._changed.notify_all()
+
+    def _wait(self, seconds: float, news: int) -> None:
+        """Wait, unless something is new beside so many news."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._news != news, seconds)
 
     def _greeting(self) -> pb.Greeting:
         known = self.contacts.told(self._trust.others())
@@ -237,38 +222,18 @@ class Node:
     # Work
 
     def _train(self) -> None:
-        seen = 0
         while not self._stopping:
-            with self.peer.lock:
-                epoch, settled = self.peer.epoch, self.peer.state
-            if epoch - 1 > seen:
-                seen = epoch - 1
-                self._closed(seen, settled)
-            if seen >= self._ways.epochs:
-                break
-            if self.waits_for():
+            news = self._news
+            told = self._course.turn()
+            if self._course.over():
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, _WAIT_S)
+                    self._finished.set()
+                    self._changed.notify_all()
+                return
+            if told is None:
+                self._wait(_WAIT_S, news)
             else:
-                self._publish()
-        if seen >= self._ways.epochs:
-            with self._changed:
-                self._finished.set()
-                self._changed.notify_all()
-
-    def _publish(self) -> None:
-        peer = self.peer
-        with peer.lock:
-            epoch, me, state = peer.epoch, peer.number, peer.current() if self._work.live else peer.state
-            number = peer.chains.count(me) + 1
-        try:
-            segment = peer.publish(self._work.segment(state, epoch, me, number), epoch, number)
-        except (RunError, PayloadError) as error:
-            self._failed = epoch, str(error)
-            self._alarm(f"nothing more is published in epoch {epoch}: {error}")
-            return
-        if segment is not None:
-            self._spread(pb.Batch(epoch=epoch, segments=[segment.to_proto()]))
+                self._spread(told)
 
     def _keep_house(self) -> None:
         while not self._stopping:

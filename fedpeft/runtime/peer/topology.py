@@ -1,5 +1,6 @@
 """Who may talk to whom."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from fedpeft.random import Purpose, Stream
@@ -38,3 +39,22 @@ def neighbours(topology: Topology, peers: int, seed: int = 0, degree: int = 4) -
             near[i].add(j)
             near[j].add(i)
     return [sorted(found) for found in near]
+
+
+def among(topology: Topology, members: Iterable[int], seed: int = 0) -> dict[int, list[int]]:
+    """The neighbours of each of some members, by number.
+
+    >>> among("ring", (2, 3, 5, 8))[2]
+    [3, 8]
+
+    Args:
+        topology: as of `neighbours`.
+        members: their numbers.
+        seed: of random neighbours.
+
+    Raises:
+        ValueError: the topology is unknown.
+    """
+    numbers = sorted(members)
+    near = neighbours(topology, len(numbers), seed)
+    return {number: [numbers[i] for i in others] for number, others in zip(numbers, near, strict=True)}
