@@ -125,9 +125,9 @@ class AdaptedModel:
         )
         self.constants = {k: t.detach().cpu().clone() for k, t in state.items() if k not in self._parameters}
 
-    def read(self) -> Float[Tensor, " d"]:
-        """The adapter as it is now, on the CPU."""
-        return self.space.flatten({name: p.detach() for name, p in self._parameters.items()})
+    def read(self, device: torch.device | None = None) -> Float[Tensor, " d"]:
+        """The adapter as it is now, on a device; None: on the CPU."""
+        return self.space.flatten({name: p.detach() for name, p in self._parameters.items()}, device)
 
     def write(self, vector: Float[Tensor, " d"]) -> None:
         """Set the adapter."""

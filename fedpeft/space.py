@@ -97,8 +97,12 @@ class Space:
     def _index(self) -> dict[str, int]:
         return {slot.name: i for i, slot in enumerate(self.slots)}
 
-    def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " d"]:
-        """One float32 vector from the tensors of all slots.
+    def flatten(self, tensors: Mapping[str, Tensor], device: torch.device | None = None) -> Float[Tensor, " d"]:
+        """One float32 vector from the tensors of all slots, wherever they lie.
+
+        Args:
+            tensors: by slot.
+            device: of the vector; None: the CPU.
 
         Raises:
             SpaceError: a tensor is missing, unknown, or of another shape.
@@ -106,7 +110,7 @@ class Space:
         for name in tensors:
             if name not in self._index:
                 raise SpaceError(f"{name!r} is no slot of this space; it has {len(self.slots)} other slots")
-        vector = torch.empty(self.numel, dtype=torch.float32)
+        vector = torch.empty(self.numel, dtype=torch.float32, device=device)
         for slot, begin, end in zip(self.slots, self.bounds, self.bounds[1:], strict=False):
             if slot.name not in tensors:
                 raise SpaceError(f"{slot.name!r}: expected a tensor of shape {slot.shape}, got none")

@@ -128,7 +128,7 @@ def demo() -> tuple[Space, Float[Tensor, " d"]]:
     start = prepared.trainer.adapted.read()
     order, dropout = (Stream(experiment.seed, purpose, 1, 1) for purpose in (Purpose.DATA, Purpose.DROPOUT))
     trained = next(iter(prepared.trainer.train([Job(start, data, settings, order, dropout)])))
-    return prepared.space, trained.vector - start
+    return prepared.space, trained.vector.cpu() - start
 
 
 def ours(name: str, codec: Codec, x: Float[Tensor, " d"], space: Space, repeats: int) -> dict[str, Any]:

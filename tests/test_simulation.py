@@ -6,9 +6,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from fedpeft.codecs import Context, Parts, Ternary
 from fedpeft.config import Experiment
 from fedpeft.errors import ConfigError, JournalError
 from fedpeft.simulation import Simulation, resume, simulate
+from fedpeft.space import Space
 from tests import tiny
 
 
@@ -49,6 +51,27 @@ def test_a_language_model_is_fine_tuned(tmp_path: Path) -> None:
     )
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["counted"] == 4
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+    ],
+)
+def test_a_delta_is_encoded_where_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    genuine, seen = Ternary.encode, []
+
+    def watched(codec: Ternary, delta: torch.Tensor, space: Space, ctx: Context) -> Parts:
+        seen.append(delta.device.type)
+        return genuine(codec, delta, space, ctx)
+
+    monkeypatch.setattr(Ternary, "encode", watched)
+    raw = tiny.experiment(tmp_path, rounds=1, codec="ErrorFeedback(Ternary(density=0.2))")
+    rows = simulate({**raw, "model": {**raw["model"], "device": where}}, tmp_path / "run")
+    assert seen == [where] * 3
+    assert rows[0]["counted"] == 3
 
 
 @pytest.mark.parametrize("method", ["IA3Config(target_modules=['key', 'value'], feedforward_modules=[])",

@@ -117,7 +117,7 @@ class Client:
         start = state.adapter + carried if task.settings.start == "own" else state.adapter
         job = self._job(task, start, codec, ctx)
         trained = next(iter(self._trainer.train([job])))
-        delta = trained.vector - start
+        delta = trained.vector - start.to(trained.vector.device)
         if not torch.isfinite(delta).all():
             raise RunError(
                 f"training diverged in round {task.round}: the adapter is not finite; lower the learning rate"

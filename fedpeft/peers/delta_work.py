@@ -65,7 +65,8 @@ class DeltaWork:
         trained = next(iter(self._trainer.train([self._job(start, epoch, peer, number)]))).vector
         if not torch.isfinite(trained).all():
             raise RunError(f"training diverged in epoch {epoch}: the adapter is not finite; lower the learning rate")
-        self._body, self._residual = ledger.seal(trained - start, carried, len(self._data), ctx)
+        delta = trained - start.to(trained.device)
+        self._body, self._residual = ledger.seal(delta, carried, len(self._data), ctx)
         self._place, self._epoch = (epoch, peer, number), epoch
         if self._path is not None:
             write_sealed(self._path, epoch.to_bytes(4, "little") + little(self._residual))

@@ -33,7 +33,7 @@ def steps(plan: Plan, trainer: Trainer, data: Encoded) -> Step:
 
     def train(adapter: Float[Tensor, " d"], peer: int, number: int) -> Float[Tensor, " d"]:
         order, dropout = (Stream(plan.seed, purpose, number, peer) for purpose in (Purpose.DATA, Purpose.DROPOUT))
-        return next(iter(trainer.train([Job(adapter, data, in_epoch(plan, number), order, dropout)]))).vector
+        return next(iter(trainer.train([Job(adapter, data, in_epoch(plan, number), order, dropout)]))).vector.cpu()
 
     return train
 

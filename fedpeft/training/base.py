@@ -122,7 +122,10 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A job's result: the adapter after it, and what was measured on the way (`loss`: mean of the local steps)."""
+    """A job's result: the adapter after it, and what was measured on the way (`loss`: mean of the local steps).
+
+    The adapter lies where it was trained, so that a codec can encode there, and only its payload is copied.
+    """
 
     vector: Float[Tensor, " d"]
     metrics: Mapping[str, float]

@@ -92,8 +92,8 @@ class Direct:
         """After a step: make the model follow `parameters`."""
 
     def read(self) -> Float[Tensor, " d"]:
-        """What was trained, on the CPU."""
-        return self._adapted.read()
+        """What was trained, where it was."""
+        return self._adapted.read(self.parameters[0].device)
 
 
 class Scored(Direct):

@@ -181,6 +181,7 @@ def test_cuda_learns_too(tmp_path: Path, dtype: str) -> None:
     on_gpu = FirstOrderTrainer(base, adapted, "sequence-classification", 16, "cuda", dtype)
     start = on_gpu.adapted.read()
     (trained,) = on_gpu.train([job(on_gpu, start, local_steps=150)])
+    assert trained.vector.is_cuda
     assert on_gpu.evaluate(trained.vector, on_gpu.encode(EXAMPLES))["accuracy"] > 0.9
 
 

@@ -171,7 +171,7 @@ class Neighbourly:
         seed, cast = self._plan.seed, self._cast
         order, dropout = (Stream(seed, purpose, number, peer) for purpose in (Purpose.DATA, Purpose.DROPOUT))
         job = Job(adapter, cast.data[peer - 1], in_epoch(self._plan, number), order, dropout)
-        return next(iter(cast.trainer.train([job]))).vector
+        return next(iter(cast.trainer.train([job]))).vector.cpu()
 
 
 def _conditions(cast: Cast) -> Conditions:
