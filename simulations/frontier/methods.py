@@ -61,7 +61,7 @@ METHODS = (
         alpha=8,
         start="own",
         fewer=2,
-        longer=2,
+        longer=4,
         server_optimizer="SGD(lr=1.0, momentum=0.5)",
     ),
     *_family("rotated", "Rotated(bits=#)", "1"),
