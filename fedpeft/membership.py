@@ -87,8 +87,8 @@ def hashes(prepared: Prepared) -> tuple[str, str]:
 def admit(folder: Path, cards: Sequence[Path], *, anyway: bool = False) -> Roster:
     """Put peers on the next roster, or change what it says of those who are on it; returns that roster, signed.
 
-    Those who are on the roster must be more than two thirds of the next one: else newcomers that never start keep all
-    epochs from closing, and with them any roster that would leave these newcomers out.
+    Where epochs are closed by votes, those who are on the roster must be more than two thirds of the next one: else
+    newcomers that never start keep all epochs from closing, and with them any roster that would leave these out.
 
     Args:
         folder: the organiser's.
@@ -112,7 +112,7 @@ def admit(folder: Path, cards: Sequence[Path], *, anyway: bool = False) -> Roste
         number = held.number if held is not None else free
         free += held is None
         members[card.name] = Member(number, card.name, card.key, card.certificate, card.addresses)
-    if rosters and not anyway:
+    if rosters and not anyway and run.mode != "gossip":
         check_newcomers(rosters[-1], members.values())
     return _sign(folder, run, rosters, members.values())
 

@@ -59,6 +59,7 @@ class Circles:
         self.courses: dict[int, GossipCourse] = {}
         self.ended: dict[int, list[int]] = {number: [] for number in self.near}
         self.came: dict[int, Counter[int]] = {number: Counter() for number in self.near}
+        self.asked: Counter[str] = Counter()
         self.alarms: list[tuple[int, str]] = []
         self.network = Network(self.peers)
         for number in self.near:
@@ -109,8 +110,14 @@ class Circles:
                     self.exchange(number, other)
 
     def exchange(self, number: int, other: int) -> None:
+        call = self.network.call(number, other)
+
+        def counted(method: str, request: bytes) -> Iterable[bytes]:
+            self.asked[method] += 1
+            return call(method, request)
+
         try:
-            exchange(self.peers[number], other, self.network.call(number, other))
+            exchange(self.peers[number], other, counted)
         except FedpeftError as error:
             self.alarms.append((number, str(error)))
 

@@ -86,7 +86,7 @@ def test_a_dismissed_member_is_shut_out_when_the_epoch_ends(world: World) -> Non
         c = world.start("c")
         world.until(lambda: world.closed(1, "a", "b"))
         world.until(lambda: a.peer.roster == b.peer.roster == without)
-        assert code(channel, "Hello", HELLO) is grpc.StatusCode.PERMISSION_DENIED
+        world.until(lambda: code(channel, "Hello", HELLO) is grpc.StatusCode.PERMISSION_DENIED)
     with raw(world, "c", a, "a") as channel:
         assert code(channel, "Hello", HELLO) is grpc.StatusCode.UNAVAILABLE
     world.until(lambda: world.closed(3, "a", "b"))

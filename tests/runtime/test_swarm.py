@@ -61,7 +61,8 @@ def test_peers_come_to_what_one_who_knows_all_comes_to(topology):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    "weather", [Weather(loss=0.3), Weather(repeat=0.4), Weather(damage=0.2), Weather(delay=0.4), Weather(0.3, 0.2, 0.05)]
+    "weather",
+    [Weather(loss=0.3), Weather(repeat=0.4), Weather(damage=0.2), Weather(delay=0.4), Weather(0.3, 0.2, 0.05)],
 )
 def test_a_bad_network_costs_time_and_nothing_else(weather, seed):
     peers = swarm(5, "random", weather=weather, seed=seed, patience=200)

@@ -9,7 +9,8 @@ class Course(Protocol):
     """When a peer trains and publishes, for whom it waits, and when it is over.
 
     Attributes:
-        votes: epochs are closed by votes, which are cast on a thread of their own.
+        votes: epochs are closed by votes, cast on a thread of their own. What is new wakes that thread; where there is
+            none, the one that trains.
     """
 
     votes: bool

@@ -11,17 +11,16 @@ from torch import Tensor
 from fedpeft.config import Experiment
 from fedpeft.config.swarm import SwarmSection
 from fedpeft.keys.signing import digest
-from fedpeft.peers.delta_work import in_epoch
 from fedpeft.peers.gossip import Manner
+from fedpeft.peers.gossip_work import steps
 from fedpeft.peers.ledger import Ledger
 from fedpeft.peers.work import Work
-from fedpeft.random import Purpose, Stream
 from fedpeft.runtime.peer.gossiping import Gossip
 from fedpeft.runtime.peer.ledgers import deltas, scalars
 from fedpeft.runtime.peer.simulated import Weather
 from fedpeft.runtime.peer.swarm import Conditions, Swarm
 from fedpeft.runtime.peer.topology import neighbours
-from fedpeft.training import Encoded, Job
+from fedpeft.training import Encoded
 from fedpeft.training.first_order import FirstOrderTrainer
 
 _SEGMENTS = {"scalar": 4, "delta": 1}
@@ -168,10 +167,7 @@ class Neighbourly:
         return self.gossip.sent.total()
 
     def _train(self, adapter: Float[Tensor, " d"], peer: int, number: int) -> Float[Tensor, " d"]:
-        seed, cast = self._plan.seed, self._cast
-        order, dropout = (Stream(seed, purpose, number, peer) for purpose in (Purpose.DATA, Purpose.DROPOUT))
-        job = Job(adapter, cast.data[peer - 1], in_epoch(self._plan, number), order, dropout)
-        return next(iter(cast.trainer.train([job]))).vector.cpu()
+        return steps(self._plan, self._cast.trainer, self._cast.data[peer - 1])(adapter, peer, number)
 
 
 def _conditions(cast: Cast) -> Conditions:

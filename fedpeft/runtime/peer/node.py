@@ -210,10 +210,10 @@ class Node:
             self._news += 1
             self._changed.notify_all()
 
-    def _wait(self, seconds: float, news: int) -> None:
-        """Wait, unless something is new beside so many news."""
+    def _wait(self, seconds: float, news: int | None) -> None:
+        """Wait, unless something is new beside so many news; None: whatever is new."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._news != news, seconds)
+            self._changed.wait_for(lambda: self._stopping or news not in (None, self._news), seconds)
 
     def _greeting(self) -> pb.Greeting:
         known = self.contacts.told(self._trust.others())
@@ -231,7 +231,7 @@ class Node:
                     self._changed.notify_all()
                 return
             if told is None:
-                self._wait(_WAIT_S, news)
+                self._wait(_WAIT_S, None if self._course.votes else news)
             else:
                 self._spread(told)
 
