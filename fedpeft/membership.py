@@ -56,22 +56,31 @@ class Rosters:
         write_durably(path, json.dumps(told, indent=1).encode() + b"\n")
 
 
-def init(folder: Path, described: PeerRun, say: Say = lambda text: None) -> PeerRun:
+def init(folder: Path, described: PeerRun, say: Say = lambda text: None, start: Path | None = None) -> PeerRun:
     """Make an organiser's key and the run's description, with the hashes of what all begin with.
+
+    Args:
+        folder: where to; made if it does not exist.
+        described: the run, without organiser and hashes.
+        say: told what is being prepared.
+        start: folder of an adapter that the run goes on from; None: it begins with one drawn from the seed.
 
     Raises:
         IdentityError: a run is there already.
         ConfigError: the base model cannot be loaded.
+        SpaceError: the adapter is not of this base model or this PEFT config, or cannot be read.
     """
     for name in (KEY, RUN):
         if (folder / name).exists():
             raise IdentityError(f"{folder / name} is there already and is never overwritten; choose another folder")
     model = ModelSection(**described.model.model_dump())
     prepared = prepare(model, described.peft, None, described.labels, described.seed, say)
+    if start is not None:
+        prepared.begin_at(start)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = SigningKey()
-    base, start = hashes(prepared)
-    run = described.model_copy(update={"organiser": key.public.hex(), "base_sha256": base, "start_sha256": start})
+    base, begun = hashes(prepared)
+    run = described.model_copy(update={"organiser": key.public.hex(), "base_sha256": base, "start_sha256": begun})
     key.save(folder / KEY)
     write_durably(folder / RUN, run.to_yaml().encode())
     return run

@@ -116,6 +116,8 @@ class Peering:
         prepared = prepare(ModelSection(**told), run.peft, source, run.labels, run.seed, self._say)
         if not prepared.train:
             raise ConfigError(f"data.source: {source} has no example to train on")
+        if self._config.start is not None:
+            prepared.begin_at(self._config.start)
         base, start = hashes(prepared)
         if base != run.base_sha256:
             raise SpaceError(
@@ -124,7 +126,8 @@ class Peering:
         if start != run.start_sha256:
             raise SpaceError(
                 f"the adapter before training: expected SHA-256 {run.start_sha256[:16]}..., got {start[:16]}...; take "
-                "the versions of fedpeft, torch and peft that the organiser has"
+                "the versions of fedpeft, torch and peft that the organiser has, or, where the organiser sent an "
+                "adapter to begin with, name its folder as `start`"
             )
         return prepared
 
@@ -150,7 +153,7 @@ class Peering:
         )
 
     def _done(self, epoch: int, adapter: Float[Tensor, " d"], distance: float | None) -> None:
-        """An epoch is closed, or a round of gossip done: measure the adapter; after the last one, save it."""
+        """An epoch is closed, or a round of gossip done: measure the adapter and save it."""
         vector = adapter.cpu()
         scores = dict(self._trainer.evaluate(vector, self._test)) if len(self._test) else {}
         self._status.measured(epoch, scores, distance)
@@ -160,10 +163,10 @@ class Peering:
             else f"round {epoch} of {self.epochs} is done"
         )
         self._say(what + "".join(f", {k} {v:.3f}" for k, v in scores.items()))
-        if epoch < self.epochs:
-            return
         folder = self._config.folder / "adapter"
         self._trainer.adapted.adapter(vector).save(folder)
+        if epoch < self.epochs:
+            return
         digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
         write_durably(self._config.folder / "adapter.sha256", f"{digest}\n".encode())
         self._status.saved(digest)

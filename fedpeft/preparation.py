@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from fedpeft import adapters, data, kernels
-from fedpeft.adapters import AdaptedModel
+from fedpeft.adapters import AdaptedModel, Adapter
 from fedpeft.config import ModelSection
 from fedpeft.data import Corpus, Example
 from fedpeft.errors import ConfigError
@@ -38,6 +39,16 @@ class Prepared:
     def space(self) -> Space:
         """Of the model's adapter."""
         return self.trainer.adapted.space
+
+    def begin_at(self, folder: Path) -> None:
+        """Begin with an adapter that was saved, and not with the one that was drawn.
+
+        Raises:
+            SpaceError: it is not of this base model or this PEFT config, or cannot be read.
+        """
+        saved = Adapter.load(folder, self.space.base)
+        self.space.check(saved.space)
+        self.trainer.adapted.write(saved.vector)
 
 
 def prepare(

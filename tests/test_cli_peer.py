@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
+from fedpeft.adapters import Adapter
 from fedpeft.cli import peer_view
 from fedpeft.cli.peer import commands
 from fedpeft.config.peer import PeerConfig, load_run
@@ -245,6 +247,26 @@ def test_a_run_of_deltas_is_one_too(here: Path) -> None:
     with Peering(config(here, "d", "second")) as peering:
         assert peering.run()
     assert (Path("state") / "adapter" / "adapter_config.json").exists()
+
+
+def test_a_run_goes_on_from_the_adapter_of_another(here: Path) -> None:
+    typed("admit", "organiser", *cards("a"))
+    with Peering(config(here, "a"), until=1) as first:
+        assert first.run()
+    kept = Path("state/adapter")
+    assert "send it too" in typed("init", "next", "--run", "organiser/run.yaml", "--start", kept)
+    assert load_run(Path("next/run.yaml")).start_sha256 != load_run(Path("organiser/run.yaml")).start_sha256
+    typed("join", "next/run.yaml", "d", "--keys", "d")
+    typed("admit", "next", "d/d.card")
+    with pytest.raises(SpaceError, match="name its folder as `start`"):
+        Peering(config(here, "d", "next", folder="other"))
+    with Peering(config(here, "d", "next", folder="other", start=str(kept)), until=1) as following:
+        ledger = following.peer.ledger
+        assert isinstance(ledger, ScalarLedger)
+        assert torch.equal(ledger.adapter(following.peer.state), Adapter.load(kept).vector)
+    other = "peft=LoraConfig(r=3, target_modules=['query'])"
+    assert "PEFT config" in typed("init", "odd", "--run", "organiser/run.yaml", "--set", other, "--start", kept, code=1)
+    assert not Path("odd").exists()
 
 
 def test_a_terminal_shows_the_members_and_nothing_that_steers_it(monkeypatch: pytest.MonkeyPatch) -> None:

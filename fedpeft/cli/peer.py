@@ -28,6 +28,9 @@ app.add_typer(commands, name="peer")
 def init(
     folder: _Folder,
     run: Annotated[Path | None, typer.Option(help="A description to begin with; else the defaults.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Adapter to go on from; else one drawn from the seed.")
+    ] = None,
     settings: _Settings = None,
 ) -> None:
     """As the organiser: make a key that signs rosters, and the run's description."""
@@ -35,9 +38,11 @@ def init(
         from fedpeft import membership
         from fedpeft.config.peer import load_run
 
-        described = membership.init(folder, load_run(run, settings or [], begun=False), say)
+        described = membership.init(folder, load_run(run, settings or [], begun=False), say, start)
         say(f"run {described.id.hex()}")
         say(f"{folder / membership.KEY} never leaves this machine; keep a backup that nobody else can read")
+        if start is not None:
+            say(f"all peers begin with {start}: send it too; its place goes to `start` in each peer.yaml")
         say(f"next: send {folder / membership.RUN} to the peers, and tell them the run's number by another way;")
         say(f"they run `fedpeft peer join run.yaml NAME`; `fedpeft peer admit {folder} NAME.card ...` here")
 

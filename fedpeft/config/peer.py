@@ -242,6 +242,7 @@ class PeerConfig(Section):
         peers: where some members are, by name; tried before the addresses on the roster.
         model: the base model here.
         data: the peer's examples.
+        start: folder of the adapter that the run begins with, where the organiser sent one; null: it is drawn.
         every_s: seconds between two exchanges with a member drawn at random.
         fanout: how many members are given at once what is new here.
         deadline_s: seconds that a call may take, and more the more it carries.
@@ -259,6 +260,7 @@ class PeerConfig(Section):
     peers: dict[Annotated[str, AfterValidator(check_name)], Address] = Field(default_factory=dict)
     model: OwnModel = OwnModel()
     data: OwnData
+    start: Path | None = None
     every_s: float = Field(5.0, gt=0)
     fanout: int = Field(4, ge=1)
     deadline_s: float = Field(10.0, gt=0, le=60)
