@@ -66,6 +66,7 @@ METHODS = (
     ),
     *_family("rotated", "Rotated(bits=#)", "1"),
     *_family("sparseloco", "ErrorFeedback(TopK(density=#), decay=0.95)", "0.03"),
+    Method("fp32-longer", "4", "Identity()", "Identity()", longer=4),
     Method("fp16", "", "Identity('float16')", "Identity('float16')"),
     *_family("deadzone", "ErrorFeedback(DeadZone(bits=#))", "1.0", start="own"),
     *_family("budget", "ErrorFeedback(Budget(#))", "1450", start="own"),
