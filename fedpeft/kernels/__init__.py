@@ -6,7 +6,7 @@ from fedpeft.kernels.codebook import look_up, nearest_levels
 from fedpeft.kernels.cosine import cosine_blocks
 from fedpeft.kernels.deadzone import quantise_to_rate
 from fedpeft.kernels.drawing import put_strata, take_strata
-from fedpeft.kernels.folding import add_scaled, add_votes
+from fedpeft.kernels.folding import add_scaled, add_votes, voters
 from fedpeft.kernels.gram import add_plane_products, plane_counts
 from fedpeft.kernels.gram_schmidt import orthonormal
 from fedpeft.kernels.hadamard import flip_signs, halving_edges, sample_hadamard, spread_hadamard, walsh_hadamard
@@ -75,6 +75,7 @@ __all__ = [
     "tables",
     "take_strata",
     "unpack_ternary",
+    "voters",
     "walsh_hadamard",
     "warm_up",
     "write_planes",

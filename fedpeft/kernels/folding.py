@@ -1,6 +1,7 @@
 """Adding vectors to float64 sums, four at once, each coordinate in the order of the vectors."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ def _fours(vectors: Sequence[NDArray[np.float32]], size: int) -> list[NDArray[np
     return whole + [np.zeros(size, np.float32)] * spare if spare else whole
 
 
-def _numbers(given: Sequence[float], size: int = TOGETHER) -> NDArray[np.float64]:
+def _numbers(given: Sequence[float], size: int) -> NDArray[np.float64]:
     out = np.zeros(size)
     out[: len(given)] = given
     return out
@@ -113,20 +114,46 @@ def add_scaled(vectors: Sequence[NDArray[np.float32]], weights: Sequence[float],
         _add_four(a, b, c, d, numbers[k : k + TOGETHER], total)
 
 
-def add_votes(
-    vectors: Sequence[NDArray[np.float32]],
-    least: Sequence[float],
-    values: Sequence[float],
-    votes: Sequence[float],
-    sums: NDArray[np.float64],
-) -> None:
+@dataclass(frozen=True, eq=False)
+class Voters:
+    """Four vectors whose signs are counted; who fills a four up never counts.
+
+    Args:
+        vectors: float32[n] each.
+        least: float32[4]: the smallest magnitude of each that counts; zeros never do.
+        values: float64[4]: what its coordinates are multiplied by.
+        votes: float64[4]: what is counted for a coordinate that is positive, or negative.
+    """
+
+    vectors: tuple[NDArray[np.float32], ...]
+    least: NDArray[np.float32]
+    values: NDArray[np.float64]
+    votes: NDArray[np.float64]
+
+
+def voters(
+    vectors: Sequence[NDArray[np.float32]], least: Sequence[float], values: Sequence[float], votes: Sequence[float]
+) -> list[Voters]:
+    """Any number of vectors of one size, by fours.
+
+    Raises:
+        ValueError: one has another size or type.
+    """
+    whole, padded = _fours(vectors, vectors[0].size), -(-len(vectors) // TOGETHER) * TOGETHER
+    lowest = np.full(padded, np.inf, np.float32)
+    lowest[: len(least)] = least
+    lowest = np.maximum(lowest, SMALLEST)
+    scaled, cast = _numbers(values, padded), _numbers(votes, padded)
+    fours = [slice(k, k + TOGETHER) for k in range(0, padded, TOGETHER)]
+    return [Voters(tuple(whole[four]), lowest[four], scaled[four], cast[four]) for four in fours]
+
+
+def add_votes(four: Voters, where: slice, sums: NDArray[np.float64]) -> None:
     """Add what is positive and what is negative of each vector apart, and whose it is, one vector after the other.
 
     Args:
-        vectors: at most four, float32[n], n at most BLOCK.
-        least: the smallest magnitude of each that counts; zeros never do.
-        values: what its coordinates are multiplied by.
-        votes: what is counted for a coordinate that is positive, or negative.
+        four: whose signs are counted.
+        where: at most BLOCK coordinates of theirs.
         sums: float64[4 BLOCK]: of positive parts, of the magnitudes of negative parts, of votes for plus and for minus,
             each in the first n of BLOCK numbers.
 
@@ -134,12 +161,7 @@ def add_votes(
         ValueError: the numbers do not fit each other.
     """
     writable(sums, np.float64, "sums")
-    size = vectors[0].size
-    if len(vectors) > TOGETHER:
-        raise ValueError(f"vectors: expected at most {TOGETHER}, got {len(vectors)}")
-    if sums.size != TOGETHER * BLOCK or size > BLOCK:
-        raise ValueError(f"sums: expected 4 times {BLOCK} numbers for at most {BLOCK}, got {sums.size} for {size}")
-    lowest = np.full(TOGETHER, np.inf, np.float32)
-    lowest[: len(least)] = least
-    a, b, c, d = _fours(vectors, size)
-    _vote_four(a, b, c, d, np.maximum(lowest, SMALLEST), _numbers(values), _numbers(votes), sums)
+    a, b, c, d = (vector[where] for vector in four.vectors)
+    if sums.size != TOGETHER * BLOCK or a.size > BLOCK:
+        raise ValueError(f"sums: expected 4 times {BLOCK} numbers for at most {BLOCK}, got {sums.size} for {a.size}")
+    _vote_four(a, b, c, d, four.least, four.values, four.votes, sums)

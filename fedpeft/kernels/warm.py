@@ -96,7 +96,7 @@ def _warm_up_steps(x: NDArray[np.float32], bounds: NDArray[np.int64], ones: NDAr
 def _warm_up_sums(x: NDArray[np.float32]) -> None:
     bracket.kth_by_sample(np.ones(bracket.SAMPLE, np.float32).view(np.uint32), 1)
     folding.add_scaled([x], [1.0], np.zeros(x.size))
-    folding.add_votes([x], [0.0], [1.0], [1.0], np.zeros(4 * folding.BLOCK))
+    folding.add_votes(folding.voters([x], [0.0], [1.0], [1.0])[0], slice(None), np.zeros(4 * folding.BLOCK))
     rows, edges, units = np.zeros((8, subsets.WORDS), np.uint64), np.array([0, x.size]), np.ones((1, 8))
     total = np.zeros(x.size)
     subsets.add_plane_values(rows, rows, edges, units, units[0], total)

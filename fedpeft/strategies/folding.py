@@ -130,8 +130,9 @@ def _add_range(
     ballot: Ballot, dense: Sequence[tuple[NDArray[np.float32], float, float]], begin: int, end: int, trim: Trim | None
 ) -> None:
     """A range that has one threshold for each update."""
-    least = [trim.threshold(x[begin:end]) if trim else 0.0 for x, _, _ in dense]
-    voters = [(x, low, value, vote) for (x, value, vote), low in zip(dense, least, strict=True)]
+    least = [float(trim.threshold(x[begin:end])) if trim else 0.0 for x, _, _ in dense]
+    xs, values, votes = zip(*dense, strict=True)
+    voters = kernels.voters(xs, least, values, votes)
     held = np.empty(4 * folding.BLOCK)
     rows = held.reshape(4, folding.BLOCK)
     for start in range(begin, end, folding.BLOCK):
@@ -139,9 +140,8 @@ def _add_range(
         size = block.stop - block.start
         for row, total in zip(rows, ballot.arrays, strict=True):
             row[:size] = total[block]
-        for four in _batches(voters, folding.TOGETHER):
-            xs, lows, values, votes = zip(*four, strict=True)
-            kernels.add_votes([x[block] for x in xs], lows, values, votes, held)
+        for four in voters:
+            kernels.add_votes(four, block, held)
         for row, total in zip(rows, ballot.arrays, strict=True):
             total[block] = row[:size]
 
