@@ -28,7 +28,7 @@ def outcomes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each mode and seed."""
     short = ["rounds=2", "sites=3", "training.local_steps=4"] if options.quick else []
     sample = f"data.test_examples={_MEASURED if options.curves else 1}"
-    modes = [m for m in ("central", "server", *PEERS) if not options.mode or m.split(",")[0] in options.mode]
+    modes = [m for m in ("central", "server", *PEERS) if not options.mode or {m, m.split(",")[0]} & set(options.mode)]
     for seed in range(options.seed, options.seed + options.seeds):
         for mode in modes:
             common = [*short, sample, *options.set, f"seed={seed}"]
@@ -51,7 +51,7 @@ def main() -> None:
     parser = table.arguments(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seeds", type=int, default=1, help="how many")
-    parser.add_argument("--mode", action="append", default=[], help="only these, by their first word")
+    parser.add_argument("--mode", action="append", default=[], help="only these, by name or first word")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the demo")
     parser.add_argument("--curves", action="store_true", help="compare the first seed's learning curves")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw them too, as .svg or .png")
