@@ -567,7 +567,7 @@ def test_a_buffered_run_does_not_wait_for_a_slow_site_and_counts_it_when_it_come
     rows = run.server(replace(PLAN, rounds=6, buffer=2)).run()
     assert [sorted(next(rows)["sites"]) for _ in range(3)] == [["ann", "bob"]] * 3
     go.set()
-    wait_until(lambda: len(run.transport._inbox) == 1)
+    wait_until(lambda: len(run.transport._desk._inbox) == 1)
     assert "cat" in next(rows)["sites"]
     assert len(list(rows)) == 2
     assert run.seen.of("asked", "cat")[0].round == 1

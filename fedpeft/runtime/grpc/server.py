@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from fedpeft.errors import (
 )
 from fedpeft.federation import Arrival, Event, Happening, NodeId, Parcel, Watch, unwatched
 from fedpeft.runtime.grpc import credentials, endpoint
+from fedpeft.runtime.grpc.desk import Desk
 from fedpeft.runtime.grpc.gate import Gate
 from fedpeft.runtime.grpc.link import Link, LinkGate, Message
 from fedpeft.runtime.grpc.session import GOOD_BYE_S, Session
@@ -52,14 +52,6 @@ class Limits:
     greeting_s: float = 30.0
     silent_s: float = 15.0
     keepalive_s: float = 20.0
-
-
-@dataclass
-class _Task:
-    """What a node shall be answering; `reply` is the digest of its answer once that has come."""
-
-    parcel: Parcel
-    reply: bytes = b""
 
 
 class GrpcTransport:
@@ -94,8 +86,7 @@ class GrpcTransport:
         self._changed = threading.Condition()
         self._open: set[Session] = set()
         self._sessions: dict[NodeId, Session] = {}
-        self._tasks: dict[NodeId, _Task] = {}
-        self._inbox: deque[tuple[NodeId, Message]] = deque()
+        self._desk = Desk()
         self._stopping = False
         self._over = ""
         self._told: set[NodeId] = set()
@@ -153,12 +144,14 @@ class GrpcTransport:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopping or self._inbox or not self._owing(), max(0.0, until - time.monotonic())
+                    lambda: self._stopping or self._desk.holds() or not self._desk.owing(),
+                    max(0.0, until - time.monotonic()),
                 )
                 self._check_stopping()
-                if not self._inbox:
-                    return
-                node, message = self._inbox.popleft()
+                answer = self._desk.next()
+            if answer is None:
+                return
+            node, message = answer
             try:
                 yield Arrival(node, message.data)
             finally:
@@ -212,41 +205,25 @@ class GrpcTransport:
         self.close()
 
     def _ask(self, requests: Mapping[NodeId, Parcel]) -> None:
-        tasks = {node: _Task(Parcel.of(data)) for node, data in requests.items()}
         with self._changed:
-            arrived = {(node, message.answers) for node, message in self._inbox}
-            for node, task in tasks.items():
-                old = self._tasks.get(node)
-                if old and old.parcel == task.parcel and (not old.reply or (node, task.parcel.digest) in arrived):
-                    tasks[node] = old
-            new = [node for node, task in tasks.items() if self._tasks.get(node) is not task]
-            self._tasks = tasks
-            late = [(node, m) for node, m in self._inbox if self._digest(node) != m.answers]
-            self._inbox = deque((node, m) for node, m in self._inbox if self._digest(node) == m.answers)
-            sessions = dict(self._sessions)
+            new, late = self._desk.ask(requests)
+            sessions = {node: (session, self._desk.digest(node)) for node, session in self._sessions.items()}
             sent = [node for node in new if self._send(node)]
         for node, message in late:
             message.discard()
             self._tell(Happening.REFUSED, node, why=f"{Reason.LATE.value}: it came after its round was closed")
-        for node, session in sessions.items():
-            session.link.close_round(self._digest(node))
+        for session, digest in sessions.values():
+            session.link.close_round(digest)
         for node in sent:
             self._tell(Happening.WORKING, node, state="downloading")
 
     def _send(self, node: NodeId) -> bool:
         """Under the lock, so that no older task is sent after a newer: send a node what it shall be answering."""
-        session, task = self._sessions.get(node), self._tasks.get(node)
-        if session is None or task is None or task.reply:
+        session, task = self._sessions.get(node), self._desk.task(node)
+        if session is None or task is None:
             return False
-        session.send(task.parcel)
+        session.send(task)
         return True
-
-    def _digest(self, node: NodeId) -> bytes | None:
-        task = self._tasks.get(node)
-        return task.parcel.digest if task else None
-
-    def _owing(self) -> bool:
-        return any(not task.reply for task in self._tasks.values())
 
     def _check_stopping(self) -> None:
         if self._stopping:
@@ -328,10 +305,7 @@ class GrpcTransport:
 
     def _wanted(self, node: NodeId, offer: pb.Offer) -> bool:
         with self._changed:
-            task = self._tasks.get(node)
-            if task is None or task.parcel.digest != offer.answers:
-                raise RefusedError(Reason.LATE, "it answers no task that is open; its round was closed")
-            came = task.reply
+            came = self._desk.came(node, offer)
         if came and came != offer.digest:
             self._tell(Happening.ALARM, node, why="it sent two different replies to one task; the first counts")
             raise RefusedError(Reason.DUPLICATE, "another reply to this task has come already")
@@ -341,13 +315,11 @@ class GrpcTransport:
 
     def _received(self, node: NodeId, message: Message) -> None:
         with self._changed:
-            task = self._tasks.get(node)
-            if task is not None and task.parcel.digest == message.answers and not task.reply:
-                task.reply = message.digest
-                self._inbox.append((node, message))
+            taken = self._desk.put(node, message)
+            if taken:
                 self._changed.notify_all()
-                return
-        message.discard()
+        if not taken:
+            message.discard()
 
     def _keep_house(self) -> None:
         """Once a second: no silent upload holds its place, nobody stays who is closed or left the roster."""
