@@ -1,5 +1,6 @@
 """Adapters that are averaged with the neighbours' alone: no log, no epochs, and no two that are ever quite the same."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -69,7 +70,7 @@ class Circle:
     """
 
     def __init__(self, manner: Manner, number: int, weights: Mapping[int, float], start: Float[Tensor, " d"]) -> None:
-        self._manner, self.number = manner, number
+        self.manner, self.number = manner, number
         self._weights = dict(sorted(weights.items()))
         self.copies = {peer: start.clone() for peer in self._weights}
         self.heard = dict.fromkeys(self._weights, 0)
@@ -81,9 +82,18 @@ class Circle:
         return payload
 
     def encoded(self, adapter: Float[Tensor, " d"], number: int) -> bytes:
-        """What is to be said in a round, which moves nothing yet: of a long way, as much as may be said at once."""
-        manner, ctx = self._manner, self._context(self.number, number)
+        """What is to be said in a round, which moves nothing yet: of a long way, as much as may be said at once.
+
+        Raises:
+            ValueError: the way is not finite, or more than the codec can say.
+        """
+        manner, ctx = self.manner, self._context(self.number, number)
         difference = adapter - self.copies[self.number]
+        far = length(difference)
+        if not math.isfinite(far):
+            raise ValueError("the adapter is no finite way from its public copy; lower the learning rate")
+        if far > manner.largest_norm:
+            difference = manner.largest_norm / far * difference
         parts = manner.codec.encode(difference, manner.space, ctx)
         norm = length(manner.codec.decode(parts, manner.space, ctx))
         if norm > manner.largest_norm:
@@ -98,7 +108,7 @@ class Circle:
         """
         if number <= self.heard[peer]:
             return
-        manner = self._manner
+        manner = self.manner
         said = broadcast.unpack(payload, manner.codec, manner.space, manner.run, self._context(peer, number))
         norm = length(said)
         if not norm <= manner.largest_norm:
@@ -113,7 +123,7 @@ class Circle:
             number: of the round.
             without: neighbours that are left out; their weights are the peer's own.
         """
-        manner, own, weights = self._manner, self.copies[self.number], dict(self._weights)
+        manner, own, weights = self.manner, self.copies[self.number], dict(self._weights)
         weights[self.number] += sum(weights.pop(peer) for peer in sorted(without))
         if without and len(weights) < manner.strategy.least:
             return own * 0
@@ -122,7 +132,7 @@ class Circle:
         return manner.gamma * merged
 
     def _context(self, peer: int, number: int) -> Context:
-        return Context(self._manner.seed, number, peer)
+        return Context(self.manner.seed, number, peer)
 
 
 def metropolis(near: Mapping[int, Sequence[int]]) -> dict[int, dict[int, float]]:

@@ -90,7 +90,7 @@ class Peer:
             self._rosters[first.check(self.terms.organiser).hash] = first
             self._enter(1, self.terms.root(first.hash), (), first, self.ledger.beginning())
         for record in records:
-            self._silent = record.silent or self._silent
+            self._silent = record.silent if record.HasField("silent") else self._silent
             self.take(record)
         self._loading = False
         if kept is None and not records:
@@ -209,15 +209,21 @@ class Peer:
         self._silent = last
         self._keep(pb.Batch(silent=last), durable=True)
 
-    def _remembers(self, what: str) -> None:
-        """Take note that others hold something of this peer that its own folder does not."""
-        if self.epoch > self._silent:
-            self._heard.clear()
-            self._be_silent(_UNTIL_MET)
-            self._alarm(
-                f"others hold {what} of this peer in epoch {self.epoch}, and its own folder does not: it is older than "
-                "what was published. This peer is silent until it can say nothing else than it did"
-            )
+    def forgot(self, what: str) -> None:
+        """Be silent until nothing else can be said than was said: the own log lacks something of it.
+
+        Args:
+            what: who holds what of this peer.
+        """
+        with self.lock:
+            if self.epoch > self._silent:
+                self._heard.clear()
+                self._be_silent(_UNTIL_MET)
+                self._alarm(
+                    f"{what} of this peer in epoch {self.epoch}, and the log in its folder does not: it is older than "
+                    "what was published. This peer is silent until it can say nothing else than it did"
+                )
+                self._settle()
 
     # What it says
 
@@ -281,7 +287,7 @@ class Peer:
             return taken + len(kept.segments) + len(kept.forks) + len(kept.votes) + len(kept.proposals)
 
     def adopt(self, data: bytes) -> bool:
-        """Go on from a snapshot that somebody sent; whether it is newer than what is held.
+        """Go on from a snapshot that somebody sent, where epochs are closed; whether it is newer than what is held.
 
         Whoever is on no roster of an epoch yet believes none before that of the newest roster it knows: it may not
         speak before, and members who were dismissed since could have signed any other.
@@ -291,6 +297,8 @@ class Peer:
             IdentityError: it was not decided by this run's members.
         """
         with self.lock:
+            if not self._open.closes:
+                return False
             snapshot = Snapshot.from_bytes(
                 data,
                 self.terms.run,
@@ -328,7 +336,8 @@ class Peer:
             return 0
         if roster.hash in self._rosters or roster.serial <= self.newest_roster.serial:
             return 0
-        self._rosters[roster.hash] = roster
+        known = self._rosters.values() if self._open.closes else (self.roster,)
+        self._rosters = {each.hash: each for each in (*known, roster)}
         self._keep(pb.Batch(roster=roster.to_proto()), durable=True)
         return 1
 
@@ -340,7 +349,7 @@ class Peer:
         said += ["a vote" for vote in kept.votes if vote.peer == self.number]
         said += ["a proposal" for word in kept.proposals if self.closing.proposer(word.view) == self.number]
         if said:
-            self._remembers(said[-1])
+            self.forgot(f"others hold {said[-1]}")
         return bool(said or kept.forks)
 
     def _keep(self, batch: pb.Batch, *, durable: bool) -> None:

@@ -11,7 +11,7 @@ from fedpeft.durable import flush_folder, hold, read_sealed, write_durably, writ
 from fedpeft.errors import JournalError
 
 _HEAD = 4 + 8 + 4  # before each record: its length, the beginning of its SHA-256, and that of the SHA-256 of both
-_WAY_OUT = "restore the folder from a backup, and start with --restored"
+_WAY_OUT = "restore the folder from a backup or move it away, and start with --restored"
 
 
 class Store(Protocol):
@@ -47,6 +47,9 @@ class FolderStore:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        if not (folder / "lock").exists():  # from here on, a folder without a log has lost it
+            (folder / "log.0").touch()
+            flush_folder(folder)
         self._lock = hold(folder, "is this peer")
         try:
             self._open()
@@ -57,9 +60,10 @@ class FolderStore:
     def _open(self) -> None:
         epochs = (path.suffix[1:] for path in self._folder.glob("snapshot.*"))
         self._epoch = max((int(epoch) for epoch in epochs if epoch.isdigit()), default=0)
-        if self._epoch and not self._path("log").exists():
+        if not self._path("log").exists():
             raise JournalError(f"{self._path('log')}: not there, and what this peer published is in it; {_WAY_OUT}")
-        self._kept = list(self._read())
+        for _ in self._read():
+            pass
         self._log = self._path("log").open("ab", buffering=0)
         self._tidy()
 
@@ -69,7 +73,7 @@ class FolderStore:
 
     def records(self) -> Iterator[bytes]:
         """What was there when the store was opened, and has been appended since."""
-        yield from self._kept
+        yield from self._read()
 
     def append(self, record: bytes, *, durable: bool) -> None:
         """Write a record, and flush it to the disk where it must last.
@@ -89,14 +93,13 @@ class FolderStore:
         except OSError:
             self._log.close()
             raise
-        self._kept.append(record)
 
     def begin(self, epoch: int, snapshot: bytes, record: bytes) -> None:
         """Write the new log, then the snapshot, which makes both of them count, then delete the old ones."""
         write_durably(self._folder / f"log.{epoch}", _framed(record))
         write_sealed(self._folder / f"snapshot.{epoch}", snapshot)
         self._log.close()
-        self._epoch, self._kept = epoch, [record]
+        self._epoch = epoch
         self._log = self._path("log").open("ab", buffering=0)
         self._tidy()
 
@@ -122,7 +125,7 @@ class FolderStore:
             JournalError: something else is there.
         """
         path, whole = self._path("log"), 0
-        data = path.read_bytes() if path.exists() else b""
+        data = path.read_bytes()
         while len(data) - whole >= _HEAD:
             head, begin = data[whole : whole + _HEAD], whole + _HEAD
             end = begin + int.from_bytes(head[:4], "little")

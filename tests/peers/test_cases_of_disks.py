@@ -177,6 +177,12 @@ def test_72_of_three_all_others_give_back_what_was_forgotten(size: int) -> None:
     swarm.meet()
     assert peer.may_speak()
     assert peer.chains.count(1) == (size > 1)
+    swarm.start(1, swarm.stores[1].crashed())  # type: ignore[attr-defined]
+    for other in range(2, size + 1):
+        assert not swarm.peers[1].may_speak(), "as whoever starts"
+        swarm.exchange(1, other)
+    assert swarm.peers[1].may_speak()
+    swarm.meet()
     swarm.close()
 
 

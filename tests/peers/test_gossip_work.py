@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.codecs import Identity, Rotated
+from fedpeft.codecs import QSGD, Identity, Rotated
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peers.cut import Kind, Vote
 from fedpeft.peers.gossip_ledger import GossipLedger
@@ -14,7 +14,7 @@ from fedpeft.peers.segment import Segment
 from fedpeft.peers.store import MemoryStore
 from fedpeft.strategies import Krum, Median
 from tests.peers.circles import PATIENCE_S, START, Circles, train
-from tests.peers.swarm import RUN, fork, key
+from tests.peers.swarm import RUN, closed, fork, key, roster, terms
 
 
 @pytest.mark.parametrize(("topology", "size"), [("ring", 4), ("random", 7), ("complete", 4), ("ring", 2), ("ring", 1)])
@@ -88,19 +88,34 @@ def test_a_silent_neighbour_is_waited_for_once(tmp_path: Path):
 
 
 def test_who_is_level_again_is_waited_for_again(tmp_path: Path):
+    """A lapse in which all miss each other: they go on at one speed, and each tells as late as the others."""
+    circles = Circles(tmp_path, rounds=9)
+    circles.live(until=lambda: min(circles.pulled()) == 1)
+    for number in circles.near:
+        circles.turns(number)
+    circles.now += PATIENCE_S
+    for number in circles.near:
+        assert circles.turns(number, 1) == 1 and circles.works[number].lacking(2), "missed by its neighbours"
+    circles.meet(circles.near)
+    assert circles.pulled() == [2] * 4
+    for number in circles.near:
+        circles.turns(number)
+        first, second = circles.near[number]
+        assert circles.courses[number].waits_for() == f"segment 3 of peers {first}, {second}"
+    assert circles.live()
+
+
+def test_who_is_behind_by_more_than_the_round_is_not_waited_for(tmp_path: Path):
     circles = Circles(tmp_path, rounds=9)
     circles.live(until=lambda: min(circles.pulled()) == 1)
     circles.live([1, 2, 4])
     circles.now += PATIENCE_S
-    circles.live([1, 2, 4], until=lambda: min(circles.pulled()[i] for i in (0, 1, 3)) == 3)
-    assert circles.works[3].pulled == 1
-    for _ in range(5):
-        circles.meet(circles.near)
-        circles.turns(3)
-    assert circles.works[3].said == 4
-    circles.live(until=lambda: min(circles.pulled()) == 4)
-    assert not circles.live([1, 2, 4])
-    assert "of peer 3" in circles.courses[2].waits_for() and "of peer 3" in circles.courses[4].waits_for()
+    assert circles.live([1, 2, 4], until=lambda: min(circles.pulled()[i] for i in (0, 1, 3)) == 4)
+    assert circles.works[3].said == 1
+    circles.turns(3, 1)
+    circles.meet(circles.near)
+    assert circles.works[2].lacking(3) == {3}
+    assert circles.turns(2, 2) == 2 and circles.works[2].pulled == 5
 
 
 def test_patience_begins_when_a_peer_may_speak(tmp_path: Path):
@@ -128,6 +143,8 @@ def test_who_forks_is_left_out_and_its_weight_is_the_peer_s_own(tmp_path: Path):
     cheat(circles, 1, 3, 2)
     circles.meet(circles.near)
     assert all(peer.chains.forked() == {3: 2} for peer in circles.peers.values())
+    assert circles.courses[3].turn() is None
+    circles.now += PATIENCE_S
     with pytest.raises(RunError, match="nobody hears it any more"):
         circles.courses[3].turn()
     before = {number: circles.works[number].adapter for number in (1, 2, 4)}
@@ -136,8 +153,41 @@ def test_who_forks_is_left_out_and_its_weight_is_the_peer_s_own(tmp_path: Path):
     for number, own in trained.items():
         expected = own + 0.4 * sum(0.25 * (other - own) for other in trained.values())
         torch.testing.assert_close(circles.works[number].adapter, expected, rtol=1e-4, atol=1e-5)
+    copies = [circles.circles[1].copies[n] for n in (1, 2, 4)]
+    far = float((circles.works[1].adapter - torch.stack(copies).mean(0)).norm())
+    assert circles.works[1].distance() == pytest.approx(far, rel=1e-4)
     circles.crash(1)
     assert circles.live([1, 2, 4])
+
+
+def test_a_proof_crosses_the_one_whom_it_is_of(tmp_path: Path):
+    circles = Circles(tmp_path)
+    circles.live(until=lambda: min(circles.pulled()) == 2)
+    cheat(circles, 1, 2, 2)
+    circles.exchange(1, 2)
+    assert circles.peers[2].chains.forked() == {2: 2}, "who holds a proof gives it"
+    assert circles.courses[2].turn() is None
+    assert circles.courses[2].waits_for() == "its neighbours to hear that it is barred"
+    circles.exchange(2, 3)
+    assert circles.peers[3].chains.forked() == {2: 2}
+    circles.crash(2)
+    assert circles.courses[2].turn() is None
+    assert not [text for _, text in circles.alarms if "the own adapter" in text], "its log is cut, and not old"
+    circles.now += PATIENCE_S
+    with pytest.raises(RunError, match="nobody hears it any more"):
+        circles.courses[2].turn()
+
+
+def test_who_is_barred_while_it_works_keeps_its_own_place(tmp_path: Path):
+    circles = Circles(tmp_path)
+    circles.live(until=lambda: min(circles.pulled()) == 2)
+    work, circle, before = circles.works[2], circles.circles[2], circles.works[2].adapter
+    far = work.distance()
+    cheat(circles, 2, 2, 2)
+    assert circles.peers[2].chains.forks.keys() == {2}
+    assert work.distance() == far
+    work.pull()
+    assert torch.equal(work.adapter, before + circle.pull(2))
 
 
 def test_a_fork_among_others_is_nobody_else_s_matter(tmp_path: Path):
@@ -182,28 +232,105 @@ def test_a_lost_adapter_is_begun_anew_at_its_public_copy(tmp_path: Path):
 
 @pytest.mark.parametrize("restored", [True, False])
 def test_a_lost_folder_is_given_back_by_all_neighbours_before_a_word(tmp_path: Path, restored: bool):
-    circles = Circles(tmp_path, topology="complete")
+    circles = Circles(tmp_path, 7, "complete")
     circles.live(until=lambda: min(circles.pulled()) == 2)
     circles.file(2).unlink()
     circles.start(2, MemoryStore(), restored=restored)
-    for other in (1, 3):
+    for other in (1, 3, 4, 5, 6):
         circles.exchange(2, other)
         assert circles.turns(2) == 0 and "to be met" in circles.courses[2].waits_for()
     assert circles.works[2].said == 2
-    circles.exchange(2, 4)
+    circles.exchange(2, 7)
     assert circles.turns(2) > 0
+    circles.crash(2)
+    for other in (1, 3, 4, 5):
+        assert not circles.peers[2].may_speak()
+        circles.exchange(2, other)
+    assert circles.peers[2].may_speak(), "what was given back is not forgotten again"
     assert circles.live() and not any(peer.chains.forks for peer in circles.peers.values())
 
 
-def test_an_adapter_ahead_of_all_that_is_known_goes_on_from_itself(tmp_path: Path):
+def test_an_adapter_ahead_of_the_log_shows_that_it_is_old(tmp_path: Path):
+    circles = Circles(tmp_path, 7, "complete")
+    circles.live(until=lambda: min(circles.pulled()) == 2)
+    old = circles.stores[1].crashed()
+    circles.turns(1, 1)
+    circles.exchange(1, 7)
+    circles.now += PATIENCE_S
+    circles.turns(1, 1)
+    assert circles.works[1].pulled == 3
+    circles.start(1, old)
+    assert [text for number, text in circles.alarms if number == 1 and "the own adapter holds round 3" in text]
+    for other in (2, 3, 4, 5, 6):
+        circles.exchange(1, other)
+        assert circles.turns(1) == 0 and circles.ended[1][-1] == 2, "round 3 is not done by what is known"
+    circles.exchange(1, 7)
+    assert circles.works[1].said == 3
+    assert circles.live() and circles.ended[1].count(3) == 1
+    assert not any(peer.chains.forks for peer in circles.peers.values())
+
+
+def test_an_adapter_ahead_of_all_that_neighbours_know_goes_on_from_itself(tmp_path: Path):
+    circles = Circles(tmp_path)
+    circles.live(until=lambda: min(circles.pulled()) == 2)
+    old = circles.stores[1].crashed()
+    circles.turns(1, 1)
+    circles.now += PATIENCE_S
+    circles.turns(1, 1)
+    own = circles.works[1].adapter
+    circles.start(1, old)
+    circles.meet(circles.near)
+    circles.works[1].align()
+    assert (circles.works[1].trained, circles.works[1].pulled) == (2, 2)
+    assert torch.equal(circles.works[1].adapter, own)
+    circles.crash(1)
+    assert circles.alarms and len(circles.alarms) == 1, "it is not ahead any more"
+    assert circles.live()
+
+
+def test_who_has_no_neighbours_waits_for_nobody_to_be_given_its_log(tmp_path: Path):
     circles = Circles(tmp_path, size=1)
     assert circles.live()
     own = circles.works[1].adapter
     circles.start(1, MemoryStore())
-    assert circles.works[1].pulled == 5
+    assert circles.works[1].pulled == 5 and circles.peers[1].may_speak()
     circles.works[1].align()
-    assert (circles.works[1].trained, circles.works[1].pulled) == (0, 0)
-    assert torch.equal(circles.works[1].adapter, own)
+    assert circles.works[1].pulled == 0 and torch.equal(circles.works[1].adapter, own)
+    assert circles.live()
+
+
+def test_an_adapter_of_another_run_is_none(tmp_path: Path):
+    circles = Circles(tmp_path)
+    assert circles.live()
+    other = Circles(tmp_path, run=b"another run".ljust(16))
+    assert other.works[2].pulled == 0 and not other.alarms
+    assert other.live()
+
+
+def test_how_far_the_own_adapter_is_does_not_change_by_a_restart(tmp_path: Path):
+    circles = Circles(tmp_path)
+    circles.live(until=lambda: min(circles.pulled()) == 3)
+    copies = torch.stack([circles.circles[2].copies[n] for n in (1, 2, 3)])
+    far = circles.works[2].distance()
+    assert far > 0 and far == pytest.approx(float((circles.works[2].adapter - copies.mean(0)).norm()), rel=1e-4)
+    circles.start(2, circles.stores[2])
+    assert circles.works[2].distance() == far
+
+
+def test_no_snapshot_is_gone_on_from(tmp_path: Path):
+    circles = Circles(tmp_path)
+    circles.live(until=lambda: min(circles.pulled()) == 1)
+    members = roster(circles.near)
+    peer, state = circles.peers[1], circles.peers[1].state
+    snapshot = closed(members, members, circles.near, before=terms().root(members.hash), state=state)
+    assert not peer.adopt(snapshot.to_bytes()) and peer.epoch == 1
+
+
+def test_rosters_that_were_followed_are_not_kept(tmp_path: Path):
+    circles = Circles(tmp_path)
+    for serial in range(2, 9):
+        assert circles.peers[1].take(pb.Batch(roster=roster(circles.near, serial).to_proto())) == 1
+    assert {known.serial for known in circles.peers[1]._rosters.values()} == {1, 8}
 
 
 def test_what_is_not_right_moves_nothing_anywhere_and_stops_nobody(tmp_path: Path):
@@ -220,9 +347,8 @@ def test_what_is_not_right_moves_nothing_anywhere_and_stops_nobody(tmp_path: Pat
         assert all(
             torch.equal(circles.circles[n].copies[3], before) for n, before in zip((2, 3, 4), copies, strict=True)
         )
-    for number in (2, 3):
-        told = [n for n, text in circles.alarms if f"peer 3 said in round {number} moves nothing" in text]
-        assert sorted(told) == [2, 3, 4], "each says so once"
+    told = [(n, text) for n, text in circles.alarms if "moves nothing" in text]
+    assert sorted(n for n, _ in told) == [2, 3, 4] and all("peer 3 said in round 2" in text for _, text in told)
     assert circles.live()
 
 
@@ -236,6 +362,43 @@ def test_a_round_whose_training_fails_goes_on_with_what_others_learn(tmp_path: P
     assert circles.live()
     assert [text[:28] for _, text in circles.alarms] == ["round 2 has no local steps: ", "round 3 has no local steps: "]
     assert all(torch.isfinite(work.adapter).all() for work in circles.works.values())
+
+
+@pytest.mark.parametrize(
+    ("codec", "far"), [(Identity("float16"), 1e5), (Identity(), 1e38), (QSGD(), 1e38), (Rotated(1), 1e38)], ids=repr
+)
+def test_a_round_that_goes_too_far_goes_as_far_as_may_be(tmp_path: Path, codec, far: float):
+    def large(adapter, peer, number):
+        return torch.full_like(adapter, far) if (peer, number) == (2, 2) else train(adapter, peer, number)
+
+    circles = Circles(tmp_path, codec=codec, step=large, largest_norm=10.0)
+    circles.live(until=lambda: circles.works[2].said == 2)
+    before = circles.circles[2].copies[2].clone()
+    circles.live(until=lambda: circles.works[2].pulled == 2)
+    assert 0 < float((circles.circles[2].copies[2] - before).norm()) <= 10.0
+    circles.crash(2)
+    assert circles.live() and not circles.alarms
+
+
+def test_what_a_codec_cannot_say_is_left_off(tmp_path: Path):
+    def large(adapter, peer, number):
+        return torch.full_like(adapter, 1e5) if (peer, number) == (2, 2) else train(adapter, peer, number)
+
+    circles = Circles(tmp_path, codec=Identity("float16"), step=large, largest_norm=1e9)
+    circles.live(until=lambda: circles.works[2].said == 2)
+    circles.crash(2)
+    assert circles.live()
+    assert {number for number, _ in circles.alarms} == {2}
+    assert [text[:28] for _, text in circles.alarms] == ["round 2 has no local steps: "]
+
+
+def test_an_adapter_that_cannot_be_said_is_begun_anew(tmp_path: Path):
+    circles = Circles(tmp_path, codec=Identity("float16"), largest_norm=1e9)
+    circles.live(until=lambda: min(circles.pulled()) == 2)
+    circles.works[2].adapter = torch.full_like(START, 1e5)
+    assert circles.live(until=lambda: min(circles.pulled()) == 3)
+    assert [text[:34] for _, text in circles.alarms][-1] == "round 3 begins anew at the public "
+    assert circles.live()
 
 
 @pytest.mark.parametrize("size", [4, 8])

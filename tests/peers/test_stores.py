@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +154,23 @@ def test_a_snapshot_without_its_log_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "log.3").unlink()
     with pytest.raises(JournalError, match="start with --restored"):
         FolderStore(tmp_path)
+
+
+def test_a_log_that_is_gone_is_missed_in_the_first_epoch_too(tmp_path: Path) -> None:
+    filled(tmp_path).unlink()
+    with pytest.raises(JournalError, match="start with --restored"):
+        FolderStore(tmp_path)
+
+
+def test_a_store_keeps_nothing_in_memory(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    tracemalloc.start()
+    for _ in range(20):
+        store.append(bytes(100_000), durable=False)
+    assert tracemalloc.get_traced_memory()[0] < 500_000
+    tracemalloc.stop()
+    assert sum(map(len, store.records())) == 2_000_000
+    store.close()
 
 
 def test_a_damaged_snapshot_is_not_given_out(tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from fedpeft.config.peer import PeerConfig, load_run
 from fedpeft.config.swarm import SwarmSection
 from fedpeft.errors import ConfigError, IdentityError
 from fedpeft.peering import Peering
+from fedpeft.peers.gossip import metropolis
 from fedpeft.preparation import prepare
 from fedpeft.runtime.peer.gossip_course import GossipCourse
 from fedpeft.runtime.peer.modes import Cast, Neighbourly
+from fedpeft.runtime.peer.topology import among
 from fedpeft.watching.peer import MemberPicture, PeerPicture
 from tests import tiny
 
@@ -116,6 +118,17 @@ def test_neighbours_are_those_of_the_first_roster(here: Path) -> None:
         assert set(peering.peer.chains.keys) == {1, 2, 4}
         assert peering.peer.newest_roster.serial == 3
         assert "its neighbours to be met" in peering.picture().waiting
+
+
+def test_a_neighbour_counts_the_less_the_more_neighbours_it_has(here: Path) -> None:
+    names = [f"peer-{number}" for number in range(1, 8)]
+    begin(here, names, "gossip.topology=random")
+    near = among("random", range(1, 8), load_run(Path("organiser/run.yaml")).seed)
+    number, expected = next((n, each) for n, each in metropolis(near).items() if len(set(each.values())) > 1)
+    with Peering(config(here, names[number - 1])) as peering:
+        course = peering.node._course
+        assert isinstance(course, GossipCourse)
+        assert course._work._circle._weights == expected
 
 
 def test_a_strategy_that_takes_more_than_neighbours_is_refused(here: Path) -> None:

@@ -32,7 +32,7 @@ class Ways:
         listen: "host:port" to listen on; None for a peer that only dials.
         advertised: where others reach it; "" for where it listens, if it does.
         every_s: seconds between two exchanges with a member drawn at random.
-        fanout: how many members are given at once what is new here.
+        fanout: how many members are given at once what is new here; where neighbours alone are heard, all of them are.
         stay_s: seconds that others can still ask once its course is over.
     """
 
@@ -201,8 +201,9 @@ class Node:
                 self._changed.wait_for(lambda: self._stopping or self._outbox)
                 batches, self._outbox = self._outbox, []
             for batch in batches:
-                some = self.contacts.some(self.others(), self._ways.fanout)
-                self._lines.push(some, batch.SerializeToString())
+                others = self.others()
+                most = self._ways.fanout if self.peer.hearing.all else len(others)  # neighbours alone pass nothing on
+                self._lines.push(self.contacts.some(others, most), batch.SerializeToString())
 
     def _heard(self) -> None:
         """Something may be new: see what there is to say to it, and to do."""
