@@ -24,7 +24,7 @@ def rehearse(experiment: "Experiment", settings: Sequence[str], folder: Path) ->
         RunError: peers of a log ended with different adapters.
     """
     from fedpeft.config.swarm import load_swarm
-    from fedpeft.runtime.peer.rehearsal import Rehearsal
+    from fedpeft.runtime.simulated.rehearsal import Rehearsal
 
     swarm, peers = load_swarm(settings), experiment.sites
     with out.status("preparing") as status:

@@ -7,8 +7,8 @@ from fedpeft.peers.peer import Peer
 from fedpeft.peers.scalar import ScalarLedger
 from fedpeft.peers.store import MemoryStore
 from fedpeft.random import Purpose, Stream
-from fedpeft.runtime.peer.swarm import Conditions, Swarm
 from fedpeft.runtime.peer.topology import neighbours
+from fedpeft.runtime.simulated.swarm import Conditions, Swarm
 from simulations.bench_peers.scalars import RUN, Made
 
 SEGMENTS = 4

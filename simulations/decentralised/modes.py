@@ -8,7 +8,7 @@ from typing import Any
 
 from fedpeft.config import Experiment, load
 from fedpeft.config.swarm import load_swarm
-from fedpeft.runtime.peer.rehearsal import Rehearsal
+from fedpeft.runtime.simulated.rehearsal import Rehearsal
 from simulations.central import central
 from simulations.decentralised.curves import Point
 from simulations.whole_run import whole_run

@@ -18,9 +18,9 @@ from fedpeft.peers.hearing import Hearing
 from fedpeft.peers.peer import Peer
 from fedpeft.peers.store import MemoryStore
 from fedpeft.runtime.peer.gossip_course import GossipCourse
-from fedpeft.runtime.peer.gossiping import Gossip
-from fedpeft.runtime.peer.simulated import Network
 from fedpeft.runtime.peer.topology import among
+from fedpeft.runtime.simulated.gossip import Gossip
+from fedpeft.runtime.simulated.network import Network
 from tests.peers.learning import SPACE, point
 from tests.peers.swarm import RUN, key, roster, terms
 

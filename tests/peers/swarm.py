@@ -16,7 +16,7 @@ from fedpeft.peers.segment import Fork, Segment, beginning
 from fedpeft.peers.snapshot import Snapshot
 from fedpeft.peers.store import MemoryStore, Store
 from fedpeft.peers.terms import Terms
-from fedpeft.runtime.peer.simulated import Network
+from fedpeft.runtime.simulated.network import Network
 
 RUN = digest("test", b"a run")
 

@@ -12,7 +12,7 @@ from fedpeft.peers.cut import Kind, Vote
 from fedpeft.peers.segment import Fork, Segment
 from fedpeft.peers.snapshot import Snapshot
 from fedpeft.peers.store import MemoryStore
-from fedpeft.runtime.peer.simulated import Weather
+from fedpeft.runtime.simulated.network import Weather
 from tests.peers.swarm import ORGANISER, RUN, Swarm, chain, filled, key, roster
 
 

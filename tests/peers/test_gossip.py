@@ -7,8 +7,8 @@ import torch
 from fedpeft.codecs import Identity, Rotated, Ternary, TopK, Uniform
 from fedpeft.errors import PayloadError
 from fedpeft.peers.gossip import Circle, Manner, distance, metropolis, pairs
-from fedpeft.runtime.peer.gossiping import Gossip
 from fedpeft.runtime.peer.topology import neighbours
+from fedpeft.runtime.simulated.gossip import Gossip
 from fedpeft.strategies import CentredClip, Fisher, Krum, Mean, Median
 from tests.peers.learning import SPACE, point
 

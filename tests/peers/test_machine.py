@@ -22,7 +22,7 @@ from fedpeft._proto import peer_pb2 as pb
 from fedpeft.peers.cut import Kind, Proposal, Vote, quorum
 from fedpeft.peers.peer import Peer
 from fedpeft.peers.store import MemoryStore
-from fedpeft.runtime.peer.simulated import Weather
+from fedpeft.runtime.simulated.network import Weather
 from tests.peers.swarm import RUN, HashLedger, Swarm, chain, key, roster
 
 WEATHERS = [

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft._proto import peer_pb2 as pb
-from fedpeft.runtime.peer.simulated import Network, UnreachableError, Weather
 from fedpeft.runtime.peer.topology import neighbours
+from fedpeft.runtime.simulated.network import Network, UnreachableError, Weather
 from tests.peers.swarm import RUN, Swarm
 
 ASKED = pb.Heads(run=RUN, epoch=1).SerializeToString()

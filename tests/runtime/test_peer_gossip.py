@@ -25,11 +25,11 @@ from fedpeft.peers.work import Work
 from fedpeft.random import Purpose, Stream
 from fedpeft.runtime.peer.contacts import Contacts
 from fedpeft.runtime.peer.gossip_course import GossipCourse
-from fedpeft.runtime.peer.gossiping import Gossip
 from fedpeft.runtime.peer.limits import Limits
 from fedpeft.runtime.peer.node import Node, Ways
 from fedpeft.runtime.peer.topology import among
 from fedpeft.runtime.peer.trust import Trust
+from fedpeft.runtime.simulated.gossip import Gossip
 from fedpeft.training import Job, Settings, Trained
 from tests.peers.learning import SPACE, examples, point
 from tests.runtime.peer_world import RUN, SECONDS, World

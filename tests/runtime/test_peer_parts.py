@@ -21,8 +21,8 @@ from fedpeft.peering import Peering
 from fedpeft.peers.gossip import metropolis
 from fedpeft.preparation import prepare
 from fedpeft.runtime.peer.gossip_course import GossipCourse
-from fedpeft.runtime.peer.modes import Cast, Neighbourly
 from fedpeft.runtime.peer.topology import among
+from fedpeft.runtime.simulated.modes import Cast, Neighbourly
 from fedpeft.watching.peer import MemberPicture, PeerPicture
 from tests import tiny
 

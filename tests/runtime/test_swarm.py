@@ -17,11 +17,11 @@ from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.federation import Plan
 from fedpeft.peers.delta import DeltaLedger
 from fedpeft.peers.delta_work import DeltaWork
-from fedpeft.runtime.peer.modes import Log
-from fedpeft.runtime.peer.rehearsal import Rehearsal
-from fedpeft.runtime.peer.simulated import Weather
-from fedpeft.runtime.peer.swarm import Conditions, Once, Swarm
 from fedpeft.runtime.peer.topology import neighbours
+from fedpeft.runtime.simulated.modes import Log
+from fedpeft.runtime.simulated.network import Weather
+from fedpeft.runtime.simulated.rehearsal import Rehearsal
+from fedpeft.runtime.simulated.swarm import Conditions, Once, Swarm
 from fedpeft.strategies import TrimmedMean
 from fedpeft.training import Settings
 from tests import tiny

@@ -15,7 +15,7 @@ from fedpeft.peers.store import MemoryStore
 from fedpeft.peers.terms import Terms
 from fedpeft.peers.work import Work
 from fedpeft.random import Purpose, Stream
-from fedpeft.runtime.peer.simulated import Network, Weather
+from fedpeft.runtime.simulated.network import Network, Weather
 
 _KEPT = 8  # states
 _LONGEST = 10_000  # rounds of exchange

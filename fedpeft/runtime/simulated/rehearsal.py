@@ -14,7 +14,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.keys.signing import digest
 from fedpeft.preparation import Say, prepare
 from fedpeft.run import measured_on
-from fedpeft.runtime.peer.modes import Cast, Log, Mode, Neighbourly
+from fedpeft.runtime.simulated.modes import Cast, Log, Mode, Neighbourly
 from fedpeft.training import Encoded
 
 

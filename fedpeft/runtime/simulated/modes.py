@@ -15,11 +15,11 @@ from fedpeft.peers.gossip import Manner
 from fedpeft.peers.gossip_work import steps
 from fedpeft.peers.ledger import Ledger
 from fedpeft.peers.work import Work
-from fedpeft.runtime.peer.gossiping import Gossip
 from fedpeft.runtime.peer.ledgers import deltas, scalars
-from fedpeft.runtime.peer.simulated import Weather
-from fedpeft.runtime.peer.swarm import Conditions, Swarm
 from fedpeft.runtime.peer.topology import neighbours
+from fedpeft.runtime.simulated.gossip import Gossip
+from fedpeft.runtime.simulated.network import Weather
+from fedpeft.runtime.simulated.swarm import Conditions, Swarm
 from fedpeft.training import Encoded
 from fedpeft.training.first_order import FirstOrderTrainer
 
