@@ -18,15 +18,11 @@ test: $(VENV)/.installed
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-quick-benches: $(VENV)/.installed
-	$(BIN)/python -m simulations.bench_wire --quick
-	$(BIN)/python -m simulations.bench_codecs --quick
-	$(BIN)/python -m simulations.bench_strategies --quick
-	$(BIN)/python -m simulations.compare --quick
-	$(BIN)/python -m simulations.clinc150 --quick
-	$(BIN)/python -m simulations.frontier --quick
-	$(BIN)/python -m simulations.bench_grpc --quick
-	$(BIN)/python -m simulations.bench_peers --quick
+QUICK := bench_strategies compare clinc150 frontier bench_codecs bench_grpc bench_peers bench_wire bench_sizes
+quick-benches: $(QUICK:%=quick-%)
+
+quick-%: $(VENV)/.installed
+	$(BIN)/python -m simulations.$* --quick
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
