@@ -16,6 +16,8 @@ from fedpeft.training.first_order import FirstOrderTrainer, batches
 from fedpeft.training.models import load_base, locate
 from tests import tiny
 
+Trainers = dict[str, tuple[FirstOrderTrainer, torch.Tensor]]
+
 EXAMPLES = [
     Example(f"{article} {noun} is {filler}{colour}", label)
     for label, colour in enumerate(tiny.COLOURS)
@@ -40,13 +42,27 @@ def trainer(folder: Path, task: str, dtype: str = "float32") -> FirstOrderTraine
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> FirstOrderTrainer:
-    return trainer(tiny.save_bert(tmp_path_factory.mktemp("bert")), "sequence-classification")
+def trainers(tmp_path_factory: pytest.TempPathFactory) -> Trainers:
+    """Both trainers, loaded once, each with the adapter that it began with."""
+    bert, llama = tiny.save_bert(tmp_path_factory.mktemp("bert")), tiny.save_llama(tmp_path_factory.mktemp("llama"))
+    loaded = {"classifier": trainer(bert, "sequence-classification"), "writer": trainer(llama, "causal-lm")}
+    return {name: (made, made.adapted.read()) for name, made in loaded.items()}
 
 
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> FirstOrderTrainer:
-    return trainer(tiny.save_llama(tmp_path_factory.mktemp("llama")), "causal-lm")
+@pytest.fixture
+def classifier(trainers: Trainers) -> FirstOrderTrainer:
+    return _as_begun(*trainers["classifier"])
+
+
+@pytest.fixture
+def writer(trainers: Trainers) -> FirstOrderTrainer:
+    return _as_begun(*trainers["writer"])
+
+
+def _as_begun(made: FirstOrderTrainer, start: torch.Tensor) -> FirstOrderTrainer:
+    """Without what the test before has left in it: with several workers any test may be the first."""
+    made.adapted.write(start)
+    return made
 
 
 def job(of: FirstOrderTrainer, start: torch.Tensor, examples=EXAMPLES, client: int = 1, **settings: object) -> Job:
