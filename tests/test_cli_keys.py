@@ -1,16 +1,13 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from fedpeft import keys
 from fedpeft.cli.keys import commands
+from tests.command_line import type_in
 
-
-def typed(*arguments: object, code: int = 0) -> str:
-    done = CliRunner().invoke(commands, [str(argument) for argument in arguments])
-    assert done.exit_code == code, done.output
-    return " ".join(done.output.split())
+typed = partial(type_in, commands)
 
 
 def test_the_commands_say_what_to_do_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

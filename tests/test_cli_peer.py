@@ -1,6 +1,7 @@
 import io
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,9 @@ from fedpeft.peers.scalar import ScalarLedger, directions_seed
 from fedpeft.watching.peer import MemberPicture, PeerPicture
 from tests import tiny
 from tests.chaos.program import SECONDS, Program
+from tests.command_line import type_in
 
-
-def typed(*arguments: object, code: int = 0) -> str:
-    done = CliRunner().invoke(commands, [str(argument) for argument in arguments])
-    assert done.exit_code == code, done.output
-    return " ".join(done.output.split())
+typed = partial(type_in, commands)
 
 
 @pytest.fixture

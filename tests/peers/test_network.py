@@ -70,12 +70,18 @@ def test_bytes_are_counted_at_both_ends() -> None:
     assert swarm.network.received == {2: len(ASKED), 1: len(reply)}
 
 
-def test_what_is_repeated_comes_again_after_others() -> None:
+def one_that_tells() -> tuple[Swarm, bytes]:
+    """Three peers that have met, and the message by which the first tells of its segment."""
     swarm = Swarm(3)
     swarm.meet()
     segment = swarm.publish(1)
     assert segment is not None
     push = pb.Batch(run=RUN, epoch=1, segments=[segment.to_proto()]).SerializeToString()
+    return swarm, push
+
+
+def test_what_is_repeated_comes_again_after_others() -> None:
+    swarm, push = one_that_tells()
     swarm.network.weather = Weather(repeat=1.0)
     ask = swarm.network.call(1, 2)
     ask("Push", push)
@@ -87,11 +93,7 @@ def test_what_is_repeated_comes_again_after_others() -> None:
 
 
 def test_what_is_delayed_is_carried_out_when_its_caller_has_given_up() -> None:
-    swarm = Swarm(3)
-    swarm.meet()
-    segment = swarm.publish(1)
-    assert segment is not None
-    push = pb.Batch(run=RUN, epoch=1, segments=[segment.to_proto()]).SerializeToString()
+    swarm, push = one_that_tells()
     swarm.network.weather = Weather(delay=0.999)
     ask = swarm.network.call(1, 2)
     for message, method in ((push, "Push"), *[(ASKED, "Heads")] * 50):

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,10 @@ from fedpeft.runtime.peer.topology import among
 from fedpeft.runtime.simulated.modes import Cast, Neighbourly
 from fedpeft.watching.peer import MemberPicture, PeerPicture
 from tests import tiny
+from tests.command_line import type_in
 
+typed = partial(type_in, commands)
 TRAINING = {"local_steps": 2, "batch_size": 4, "learning_rate": 1e-2}
-
-
-def typed(*arguments: object, code: int = 0) -> str:
-    done = CliRunner().invoke(commands, [str(argument) for argument in arguments])
-    assert done.exit_code == code, done.output
-    return " ".join(done.output.split())
 
 
 @pytest.fixture
