@@ -1,6 +1,7 @@
 """The commands, as a user types them: real processes in an empty folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,8 +103,8 @@ def test_inspect_shows_a_payload(tmp_path: Path) -> None:
     assert "error:" in broken.stderr
 
 
-def test_a_run_is_extended_by_more_rounds(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
+def test_a_run_is_extended_by_more_rounds(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished[0], tmp_path / "user"))
     done = fedpeft("simulate", "--resume", "tiny", "--rounds", "3", folder=folder)
     assert done.returncode == 0, done.stderr
     assert len((folder / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()) == 3

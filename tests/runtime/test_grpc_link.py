@@ -4,6 +4,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -345,8 +346,9 @@ class Line:
         exchange(self.a, self.b)
 
 
-@pytest.fixture(scope="module")
+@contextmanager
 def small_pieces() -> Iterator[None]:
+    """Within, messages of a few bytes go in pieces."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spool_module, "PIECE", 4)
         patch.setattr(link_module, "PIECE", 4)
@@ -357,8 +359,9 @@ def small_pieces() -> Iterator[None]:
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data(), message=st.binary(min_size=1, max_size=60))
+@small_pieces()
 def test_a_message_comes_once_over_any_bad_line(
-    tmp_path_factory: pytest.TempPathFactory, small_pieces: None, data: st.DataObject, message: bytes
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, message: bytes
 ) -> None:
     line = Line(tmp_path_factory.mktemp("line"), message)
     for _ in range(data.draw(st.integers(0, 40))):
@@ -371,8 +374,9 @@ def test_a_message_comes_once_over_any_bad_line(
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
+@small_pieces()
 def test_messages_of_several_come_through_one_gate_over_any_bad_line(
-    tmp_path_factory: pytest.TempPathFactory, small_pieces: None, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder, gate = tmp_path_factory.mktemp("lines"), Gate[Link](1)
     messages = [bytes([i]) * 11 for i in range(3)]
