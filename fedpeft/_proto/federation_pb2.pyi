@@ -51,7 +51,7 @@ class Broadcast(_message.Message):
     def __init__(self, from_round: _Optional[int] = ..., to_round: _Optional[int] = ..., codec: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("local_steps", "batch_size", "learning_rate", "weight_decay", "clip_norm", "labels", "start", "supermask", "optimizer", "proximal", "slots")
+    __slots__ = ("local_steps", "batch_size", "learning_rate", "weight_decay", "clip_norm", "labels", "start", "supermask", "optimizer", "proximal", "slots", "calibration")
     LOCAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class Settings(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     PROXIMAL_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     local_steps: int
     batch_size: int
     learning_rate: float
@@ -74,7 +75,8 @@ class Settings(_message.Message):
     optimizer: str
     proximal: float
     slots: str
-    def __init__(self, local_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., clip_norm: _Optional[float] = ..., labels: _Optional[str] = ..., start: _Optional[str] = ..., supermask: _Optional[float] = ..., optimizer: _Optional[str] = ..., proximal: _Optional[float] = ..., slots: _Optional[str] = ...) -> None: ...
+    calibration: float
+    def __init__(self, local_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., clip_norm: _Optional[float] = ..., labels: _Optional[str] = ..., start: _Optional[str] = ..., supermask: _Optional[float] = ..., optimizer: _Optional[str] = ..., proximal: _Optional[float] = ..., slots: _Optional[str] = ..., calibration: _Optional[float] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("run", "round", "update", "refusal", "failure")

@@ -43,6 +43,7 @@ class TrainingSection(Section):
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, ge=0)
     labels: Literal["all", "own"] = "own"
+    calibration: float = Field(0.0, ge=0)
     start: Literal["global", "own"] = "global"
     supermask: float = Field(0.0, ge=0, le=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -131,19 +132,7 @@ class Experiment(Section):
             broadcast=broadcast if isinstance(broadcast, codecs.Codec) else codecs.Identity(),
             strategy=strategies.parse(self.strategy, imports=True),
             optimizer=ServerOptimizer(self.server_optimizer),
-            settings=Settings(
-                training.local_steps,
-                training.batch_size,
-                training.learning_rate,
-                training.weight_decay,
-                training.clip_norm,
-                training.labels,
-                training.start,
-                supermask=training.supermask,
-                optimizer=training.optimizer,
-                proximal=training.proximal,
-                slots=training.slots,
-            ),
+            settings=Settings(**training.model_dump(exclude={"schedule"})),
             schedule=training.schedule,
             sites=self.sites,
             cohort=self.cohort,

@@ -29,6 +29,9 @@ class Settings:
         optimizer: "adamw", begun anew in each round; or "sgd", whose steps are as small as the gradient where a site
             has little to say, so that sites of different classes stay together over the softmax of all labels.
         proximal: mu of FedProx (Li et al., 2020, arXiv 1812.06127): mu / 2 ||w - start||^2 is added to the loss.
+        calibration: tau of FedLC (Zhang et al., 2022, arXiv 2209.00189), 0 for none: in the softmax that is trained, the
+            logit of a class of which the site has n examples is lowered by tau n^(-1/4), so that rare classes get a
+            wider margin. A class that the site lacks is left out, so it goes with `labels: own`.
         slots: "all" are trained; or only those that this round's update "carried" (see the codecs `Turns` and
             `Fragments`), while the others stay as they are.
 
@@ -46,6 +49,7 @@ class Settings:
     supermask: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     proximal: float = 0.0
+    calibration: float = 0.0
     slots: Literal["all", "carried"] = "all"
 
     def __post_init__(self) -> None:
@@ -55,6 +59,7 @@ class Settings:
             ("learning_rate", 0.0, 1e6),
             ("weight_decay", 0.0, 1e6),
             ("clip_norm", 0.0, 1e30),
+            ("calibration", 0.0, 1e3),
             ("supermask", 0.0, 1.0),
             ("proximal", 0.0, 1e6),
         ):
@@ -68,6 +73,8 @@ class Settings:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}")
+        if self.calibration and self.labels != "own":
+            raise ValueError("calibration leaves out classes that a site lacks; set labels: own or calibration: 0")
         if self.supermask and self.slots == "carried":
             raise ValueError("a supermask's scores are trained together; set slots: all or supermask: 0")
 

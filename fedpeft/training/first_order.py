@@ -217,11 +217,13 @@ def _optimizer(parameters: Sequence[Tensor], settings: Settings) -> torch.optim.
 
 
 def _over_own(logits: Float[Tensor, "n classes"], job: Job) -> Float[Tensor, "n classes"]:
-    """The logits with those of classes that the site does not have taken out, where the job says so."""
+    """The logits with those of classes that the site does not have taken out, and calibrated, where the job says so."""
     if job.settings.labels != "own" or len(job.data.labels) < 2:
         return logits
-    foreign = torch.ones(logits.shape[1], dtype=torch.bool).index_fill(0, torch.tensor(job.data.labels), value=False)
-    return logits.masked_fill(foreign.to(logits.device), float("-inf"))
+    held = torch.from_numpy(np.bincount(job.data.targets, minlength=logits.shape[1]))
+    if job.settings.calibration:
+        logits = logits - (job.settings.calibration * held.clamp(min=1).float() ** -0.25).to(logits.device)
+    return logits.masked_fill((held == 0).to(logits.device), float("-inf"))
 
 
 def batches(data: Encoded, steps: int, batch_size: int, stream: Stream) -> list[np.ndarray]:

@@ -36,6 +36,7 @@ RULES = (
     Rule("mean, momentum", "Mean()", "SGD(lr=1.0, momentum=0.5)"),
     Rule("mean, fedprox", "Mean()", training={"proximal": 0.1}),
     Rule("seen", "SeenMean()", heads=True),
+    Rule("seen, calibrated", "SeenMean()", training={"calibration": 1.0}, heads=True),
     Rule("seen, a third", "SeenMean()", training={"learning_rate": 2e-3}, heads=True),
     Rule("seen, ridge", "RidgeHead(SeenMean(), every=5)", heads=True),
     Rule("seen, ridge once", "RidgeHead(SeenMean(), every=10)", heads=True),

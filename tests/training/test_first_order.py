@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,6 +132,27 @@ def test_own_labels_leave_the_rows_of_unseen_classes_alone(classifier: FirstOrde
         change = space.view(trained.vector - start, name)
         assert bool(change[[1, 3]].abs().max() > 0) is moved
         assert bool(change[[0, 2]].abs().max() > 0)
+
+
+def test_calibrated_logits_are_those_of_the_paper(classifier: FirstOrderTrainer) -> None:
+    start = classifier.adapted.read()
+    few = [example for example in EXAMPLES if example.label == 0][:1]
+    many = [example for example in EXAMPLES if example.label == 2][:16]
+    one = job(classifier, start, few + many, labels="own", calibration=2.0)
+    classifier.evaluate(start, one.data)
+    with torch.no_grad():
+        plain = classifier.loss(replace(one, settings=replace(one.settings, calibration=0.0)), np.arange(17))
+        calibrated = classifier.loss(one, np.arange(17))
+        logits, targets = classifier._forward(one.data, np.arange(17))
+    margins = 2.0 * torch.tensor([1, 16]) ** -0.25
+    wanted = torch.nn.functional.cross_entropy(logits[:, [0, 2]] - margins, targets // 2)
+    assert torch.allclose(calibrated, wanted)
+    assert not torch.allclose(calibrated, plain)
+
+
+def test_logits_are_calibrated_among_the_labels_that_a_site_has() -> None:
+    with pytest.raises(ValueError, match="set labels: own or calibration: 0"):
+        Settings(labels="all", calibration=1.0)
 
 
 def test_clipping_bounds_the_first_step(classifier: FirstOrderTrainer) -> None:
