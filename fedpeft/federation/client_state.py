@@ -73,7 +73,8 @@ class ClientStore:
 
     def empty(self, run: bytes) -> ClientState:
         """What a client knows at the beginning of a run."""
-        return ClientState(run, 0, torch.zeros(self._space.numel), torch.zeros(self._space.numel))
+        zeros = torch.zeros(self._space.numel, dtype=torch.float32, device="cpu")
+        return ClientState(run, 0, zeros, zeros.clone())
 
     def save(self, state: ClientState) -> None:
         """Make a state the one that `load` gives."""

@@ -1,13 +1,15 @@
 """What the updates that a round has counted come to: the merged delta, and how far it is from their mean product."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedpeft import codecs
 from fedpeft.errors import QuorumError
 from fedpeft.federation.journal import Journal, Record
 from fedpeft.federation.plan import Plan
@@ -44,11 +46,34 @@ class Counted:
     def merged(self) -> Float[Tensor, " d"]:
         """What the strategy makes of the updates, in node order: it has the same bits however replies came.
 
+        Where updates of several rounds carry different slots, each slot is merged from those that carry it.
+
         Raises:
             QuorumError: the update of the plan's root was not counted.
         """
+        bases = frozenset(record["base"] for record in self.records)
+        carriers = self._carriers(bases)
+        if carriers.keys() <= {bases}:
+            return self._merge(self.records)
+        merged = torch.zeros_like(self.public)
+        for bases, slots in carriers.items():
+            found = self._merge([record for record in self.records if record["base"] in bases])
+            for name in slots:
+                self.space.view(merged, name).copy_(self.space.view(found, name))
+        return merged
+
+    def _merge(self, records: Sequence[Record]) -> Float[Tensor, " d"]:
         ctx = Context(self.space, self.public, self.plan.seed, self.number, self._told())
-        return self.plan.strategy.merge(self._pooled() or self._updates(), ctx)
+        return self.plan.strategy.merge(self._pooled(records) or self._updates(records), ctx)
+
+    def _carriers(self, bases: Collection[int]) -> dict[frozenset[int], list[str]]:
+        """Slots by those of these rounds whose updates carry them; what none carries is left out."""
+        codec, carriers = self.plan.update_codec, dict[frozenset[int], list[str]]()
+        carried = {base: codec.carried(self.space, codecs.Context(self.plan.seed, base)).slots for base in bases}
+        for slot in self.space.slots:
+            if carrying := frozenset(base for base in bases if slot in carried[base]):
+                carriers.setdefault(carrying, []).append(slot.name)
+        return carriers
 
     def product_error(self, merged: Float[Tensor, " d"]) -> float | None:
         """How far the merged LoRA products are from the mean of the sites', estimated along a few directions.
@@ -58,7 +83,7 @@ class Counted:
         if not modules(self.space) or self.plan.buffer or self.plan.settings.supermask:
             return None
         ctx = Context(self.space, self.public, self.plan.seed, self.number)
-        error = product_error(self._updates(statistics=False), merged, ctx, probes=_PROBES)
+        error = product_error(self._updates(self.records, statistics=False), merged, ctx, probes=_PROBES)
         return error if math.isfinite(error) else None
 
     def _told(self) -> dict[str, Tensor]:
@@ -70,14 +95,14 @@ class Counted:
                 return {"root": self._read(record, False).delta}
         raise QuorumError(f"the update of the root, {self.plan.root!r}, was not counted, and the others go by it")
 
-    def _updates(self, statistics: bool = True) -> Sequence[Update]:
-        merged = [record for record in self.records if record["node"] != self.plan.root]
+    def _updates(self, records: Sequence[Record], statistics: bool = True) -> Sequence[Update]:
+        merged = [record for record in records if record["node"] != self.plan.root]
         return _Reading(merged, lambda record: self._read(record, statistics))
 
-    def _pooled(self) -> Sequence[Update]:
+    def _pooled(self, records: Sequence[Record]) -> Sequence[Update]:
         """The updates, summed before they are decoded; none where the strategy or the codec needs each for itself."""
         pools = Pools()
-        for record in self.records if self.plan.strategy.averaging else ():
+        for record in records if self.plan.strategy.averaging else ():
             node, base = record["node"], record["base"]
             sketch = self.replies.sketch(node, base)
             if sketch is None:

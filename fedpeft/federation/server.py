@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -173,10 +174,10 @@ class Server:
         """The coordinates that updates of these rounds can change."""
         spaces = [self._plan.update_codec.carried(self._space, Context(self._plan.seed, number)) for number in rounds]
         slots = {slot for space in spaces for slot in space.slots}
-        return (
-            self._space.flatten({slot.name: torch.full(slot.shape, float(slot in slots)) for slot in self._space.slots})
-            > 0
-        )
+        within = torch.zeros(self._space.numel, dtype=torch.bool, device="cpu")
+        for slot, (begin, end) in zip(self._space.slots, pairwise(self._space.bounds), strict=True):
+            within[begin:end] = slot in slots
+        return within
 
     def _commit(self, state: ServerState, metrics: Record) -> None:
         """Write the new state down, then forget what no resumption can need."""
@@ -193,7 +194,7 @@ class Server:
 
 
 def _check_carried(plan: Plan, space: Space) -> None:
-    """Pass where updates carry, in each round, the slots of which the strategy says where they shall be.
+    """Pass where updates carry, in each round, what the strategy needs of them.
 
     Raises:
         ValueError: they do not.
@@ -201,6 +202,11 @@ def _check_carried(plan: Plan, space: Space) -> None:
     settled = plan.strategy.settled(space)
     for number in range(1, min(plan.rounds, ROUNDS_SEEN) + 1):
         carried = {slot.name for slot in plan.update_codec.carried(space, Context(plan.seed, number)).slots}
+        if plan.buffer and len(carried) < len(space.slots) and plan.strategy.least > 1:
+            raise ValueError(
+                f"with a buffer, {plan.update_codec} brings a slot in as few as one update, and {plan.strategy} merges "
+                f"{plan.strategy.least} at least; set buffer: 0, or take a codec that carries all slots"
+            )
         if left := sorted(settled - carried):
             raise ValueError(
                 f"{plan.strategy} says where {left[0]!r} shall be, which {plan.update_codec} does not carry in round "

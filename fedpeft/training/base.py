@@ -29,8 +29,8 @@ class Settings:
         optimizer: "adamw", begun anew in each round; or "sgd", whose steps are as small as the gradient where a site
             has little to say, so that sites of different classes stay together over the softmax of all labels.
         proximal: mu of FedProx (Li et al., 2020, arXiv 1812.06127): mu / 2 ||w - start||^2 is added to the loss.
-        calibration: tau of FedLC (Zhang et al., 2022, arXiv 2209.00189), 0 for none: in the softmax that is trained, the
-            logit of a class of which the site has n examples is lowered by tau n^(-1/4), so that rare classes get a
+        calibration: tau of FedLC (Zhang et al., 2022, arXiv 2209.00189), 0 for none: in the softmax that is trained,
+            the logit of a class of which the site has n examples is lowered by tau n^(-1/4), so that rare classes get a
             wider margin. A class that the site lacks is left out, so it goes with `labels: own`.
         slots: "all" are trained; or only those that this round's update "carried" (see the codecs `Turns` and
             `Fragments`), while the others stay as they are.

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft._proto import federation_pb2 as pb
-from fedpeft.codecs import Context, ErrorFeedback, Identity, Ternary, Uniform
+from fedpeft.codecs import Context, ErrorFeedback, Fragments, Identity, Ternary, Uniform
 from fedpeft.errors import QuorumError, Reason
 from fedpeft.federation import Arrival, Client, Handler, Journal, Parcel, Plan, Server, broadcast, messages
+from fedpeft.strategies import Krum
 from tests.federation import world
 from tests.federation.world import SPACE, START
 
@@ -291,3 +292,38 @@ def test_a_node_that_was_away_when_the_round_opened_counts_when_it_is_back(tmp_p
         transport.nodes = genuine  # type: ignore[method-assign]
         list(rounds)
         assert (3, "cat", 1) in accepted(world.log(journal))
+
+
+def test_a_slot_is_merged_from_the_updates_that_carry_it(tmp_path: Path) -> None:
+    plan = replace(LOSSLESS, rounds=8, codec=Fragments(Identity(), count=2))
+    transport = Paced(world.clients(tmp_path / "sites"), {"ann": 1, "bob": 2, "cat": 7})
+    with Journal(tmp_path / "journal") as journal:
+        server = world.server(plan, transport, journal)
+        states = [START, *(server.state.vector for _ in server.run())]
+        counted = accepted(world.log(journal))
+    alone = 0
+    for number in range(1, 9):
+        bases = {node: base for n, node, base in counted if n == number}
+        step = states[number] - states[number - 1]
+        for slot in SPACE.slots:
+            carrying = {
+                node: base
+                for node, base in bases.items()
+                if slot in plan.update_codec.carried(SPACE, Context(plan.seed, base)).slots
+            }
+            alone += 0 < len(carrying) < len(bases)
+            wanted, total = torch.zeros(slot.shape), 0.0
+            for node, base in carrying.items():
+                weight = 2 * NAMES.index(node) + 1
+                delta = SPACE.view(sent(server, plan, transport, node, base), slot.name)
+                wanted += weight * delta / math.sqrt(1 + number - base)
+                total += weight
+            wanted /= total or 1.0
+            assert torch.allclose(SPACE.view(step, slot.name), wanted, atol=1e-4), (number, slot.name, bases)
+    assert alone > 3, "some slots came in a part of a round's updates"
+
+
+def test_a_rule_that_needs_company_takes_no_slots_in_turn_without_a_barrier(tmp_path: Path) -> None:
+    plan = replace(LOSSLESS, buffer=3, codec=Fragments(Identity(), count=2), strategy=Krum(0))
+    with Journal(tmp_path / "journal") as journal, pytest.raises(ValueError, match="set buffer: 0, or take a codec"):
+        world.server(plan, Paced(world.clients(tmp_path / "sites"), {}), journal)
