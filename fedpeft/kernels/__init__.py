@@ -20,6 +20,7 @@ from fedpeft.kernels.philox import philox_block, philox_words
 from fedpeft.kernels.planes import popcount
 from fedpeft.kernels.rademacher import add_signed, signed_sums
 from fedpeft.kernels.ranks import keep_by_rank
+from fedpeft.kernels.rotation import rotate_and_quantise, rotate_back
 from fedpeft.kernels.select import all_finite, magnitude_threshold
 from fedpeft.kernels.strata import stratified
 from fedpeft.kernels.subsets import add_plane_values, add_plane_votes
@@ -66,6 +67,8 @@ __all__ = [
     "quantise_to_rate",
     "rans",
     "rice",
+    "rotate_and_quantise",
+    "rotate_back",
     "round_blocks",
     "sample_hadamard",
     "signed_sums",

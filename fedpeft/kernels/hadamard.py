@@ -63,7 +63,8 @@ def _near(x: NDArray[np.float32], begin: int, n: int) -> None:
 
 
 @kernel
-def _butterflies(x: NDArray[np.float32], begin: int, n: int) -> None:
+def butterflies(x: NDArray[np.float32], begin: int, n: int) -> None:
+    """Inside a kernel: transform x[begin:begin + n], of a power of two of numbers, in place."""
     if n <= CACHED:
         _near(x, begin, n)
         return
@@ -83,12 +84,14 @@ def _butterflies(x: NDArray[np.float32], begin: int, n: int) -> None:
 @kernel
 def _transform(x: NDArray[np.float32], edges: NDArray[np.int64]) -> None:
     for k in range(edges.size - 1):
-        _butterflies(x, edges[k], edges[k + 1] - edges[k])
+        butterflies(x, edges[k], edges[k + 1] - edges[k])
 
 
 @kernel
-def _flip(source: NDArray[np.uint32], words: NDArray[np.uint32], begin: int, n: int, out: NDArray[np.uint32]) -> None:
-    """Copy n numbers' bits, those of source[i] with the sign turned where bit begin + i of `words` is set."""
+def turn_signs(
+    source: NDArray[np.uint32], words: NDArray[np.uint32], begin: int, n: int, out: NDArray[np.uint32]
+) -> None:
+    """Inside a kernel: copy n numbers' bits, the sign of source[i] turned where bit begin + i of `words` is set."""
     first, whole = (begin + 31) >> 5, (begin + n) >> 5
     at = min(n, 32 * first - begin)
     for i in range(at):
@@ -117,8 +120,8 @@ def _sample(
         begin, n = edges[k], edges[k + 1] - edges[k]
         if r == rows.size or rows[r] >= begin + n:
             continue
-        _flip(x[begin : begin + n], words, begin, n, scratch.view(np.uint32))
-        _butterflies(scratch, 0, n)
+        turn_signs(x[begin : begin + n], words, begin, n, scratch.view(np.uint32))
+        butterflies(scratch, 0, n)
         while r < rows.size and rows[r] < begin + n:
             out[r] = scratch[rows[r] - begin] * factors[k]
             r += 1
@@ -144,8 +147,8 @@ def _spread(
         while r < rows.size and rows[r] < begin + n:
             scratch[rows[r] - begin] = y[r] * factors[k]
             r += 1
-        _butterflies(scratch, 0, n)
-        _flip(scratch.view(np.uint32), words, begin, n, out[begin : begin + n])
+        butterflies(scratch, 0, n)
+        turn_signs(scratch.view(np.uint32), words, begin, n, out[begin : begin + n])
 
 
 def walsh_hadamard(x: NDArray[np.float32], edges: NDArray[np.int64]) -> None:
@@ -173,7 +176,7 @@ def flip_signs(x: NDArray[np.float32], words: NDArray[np.uint32]) -> None:
     """
     writable(x, np.float32, "x")
     bits = x.view(np.uint32)
-    _flip(bits, _enough(words, x.size), 0, x.size, bits)
+    turn_signs(bits, enough_words(words, x.size), 0, x.size, bits)
 
 
 def sample_hadamard(
@@ -197,7 +200,7 @@ def sample_hadamard(
     x = vector(x, np.float32, "x")
     edges, factors, rows = _blocks(edges, factors, rows, x.size)
     out = np.empty(rows.size, np.float32)
-    _sample(x.view(np.uint32), edges, _enough(words, x.size), rows, factors, _scratch(edges), out)
+    _sample(x.view(np.uint32), edges, enough_words(words, x.size), rows, factors, scratch_of(edges), out)
     return out
 
 
@@ -215,7 +218,7 @@ def spread_hadamard(
     if y.size != rows.size:
         raise ValueError(f"y: expected one number for each of {rows.size} rows, got {y.size}")
     out = np.empty(n, np.float32)
-    _spread(y, edges, _enough(words, n), rows, factors, _scratch(edges), out.view(np.uint32))
+    _spread(y, edges, enough_words(words, n), rows, factors, scratch_of(edges), out.view(np.uint32))
     return out
 
 
@@ -261,12 +264,18 @@ def _blocks(
     return edges, factors, rows
 
 
-def _enough(words: NDArray[np.uint32], n: int) -> NDArray[np.uint32]:
+def enough_words(words: NDArray[np.uint32], n: int) -> NDArray[np.uint32]:
+    """Words that have a bit for each of n numbers.
+
+    Raises:
+        ValueError: they have not.
+    """
     words = vector(words, np.uint32, "words")
     if 32 * words.size < n:
         raise ValueError(f"words: expected at least {-(-n // 32)}, got {words.size}")
     return words
 
 
-def _scratch(edges: NDArray[np.int64]) -> NDArray[np.float32]:
+def scratch_of(edges: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Room for the largest block."""
     return np.empty(int(np.diff(edges).max(initial=0)), np.float32)

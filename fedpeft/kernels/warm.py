@@ -28,6 +28,7 @@ from fedpeft.kernels import (
     ranks,
     rans,
     rice,
+    rotation,
     select,
     strata,
     subsets,
@@ -62,6 +63,8 @@ def warm_up() -> None:
     rows = strata.stratified(np.zeros(2, np.uint32), 8)
     hadamard.spread_hadamard(hadamard.sample_hadamard(x[:8], blocks, bits, rows, ones), blocks, bits, rows, ones)
     normal.quantise_normal(x[:8], blocks, ones)
+    codes, _ = rotation.rotate_and_quantise(x[:8], blocks, blocks, bits, 1.0, ones)
+    rotation.rotate_back(codes, ones, x[:2], blocks, blocks, bits)
     rademacher.add_signed(rademacher.signed_sums(x[:8], bits), bits, x[:8].copy())
     gram_schmidt.orthonormal(np.ones((1, 9)), np.ones((1, 9)))
     outer.add_outer(x[:2].reshape(2, 1), x[:4].reshape(1, 4), x[:8].copy())
