@@ -65,7 +65,7 @@ class ClientStore:
             held=held,
             replied=replied,
             adapter=raw["adapter"],
-            residual=raw["residual"],
+            residual=raw.get("residual", torch.zeros_like(raw["adapter"])),
             codec=codec,
             before=raw.get("before"),
             **texts,
@@ -84,8 +84,9 @@ class ClientStore:
         raw = {
             "rounds": torch.tensor([state.held, state.replied]),
             "adapter": state.adapter,
-            "residual": state.residual,
         }
+        if state.residual.any():
+            raw["residual"] = state.residual
         if state.before is not None:
             raw["before"] = state.before
         for name in ("run", "reply"):
