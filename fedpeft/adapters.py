@@ -206,9 +206,13 @@ def _is_frozen(key: str) -> bool:
 
 
 def _role(key: str, config: Mapping[str, Any]) -> str:
-    words = [word for word in key.split(".") if word not in ("weight", "bias", "default") and not word.isdigit()]
-    if set(words) & set(config.get("modules_to_save") or ()):
+    """The last word that names something; "head" within a module that is saved, whose path may be of several words.
+
+    PEFT compares letters, so that "classifier" saves a "pre_classifier" too, which is no head.
+    """
+    if any(f".{name}." in f".{key}." for name in config.get("modules_to_save") or ()):
         return "head"
+    words = [word for word in key.split(".") if word not in ("weight", "bias", "default") and not word.isdigit()]
     return words[-1] if words else key
 
 

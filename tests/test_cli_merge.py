@@ -50,6 +50,12 @@ def vector(name):
     return Adapter.load(Path(name)).vector
 
 
+def product(name):
+    adapter = Adapter.load(Path(name))
+    a, b = (adapter.space.view(adapter.vector, slot.name) for slot in adapter.space.slots)
+    return adapter.config["lora_alpha"] / adapter.config["r"] * (b @ a)
+
+
 def test_a_merge_is_written_and_told(here):
     said = typed("merge A/ B/ C/ --strategy 'TIES(density=1.0)' --weights 2,1,1 --out M/")
     assert "A 2 22" in said
@@ -98,6 +104,9 @@ def test_a_head_that_is_taken_for_a_change_is_noted(here):
     )
     said = typed("""merge X Y --strategy "by_slot({'head': Mean()}, default=TIES())" --out N""")
     assert "note:" not in said
+    said = typed("""merge X Y --strategy "by_slot({'*.lora_*': Mean()}, default=TIES())" --out O""")
+    assert "note: 'base_model.model.score.weight'" in said
+    assert "note:" not in typed("merge X Y --strategy 'IsoC(SubspaceStep())' --out P")
 
 
 def test_the_strategies_are_listed_without_adapters(here):
@@ -122,12 +131,16 @@ def test_the_strategies_are_listed_without_adapters(here):
         ("merge A B --out B/../A --force", 1, "is one of the adapters"),
         ("merge A B --out C", 1, "error: C is there already; choose another folder, or write over it"),
         ("merge A B --out M --weights 1", 2, "expected 2 weights, one for each adapter, got 1"),
+        ("merge A B --out M --weights 1e308,1e308", 2, "must be a finite number of usual size, got inf"),
         ("merge A B --out M --weights 1,x", 2, "--weights: expected numbers with commas"),
         ("merge A B --out M --weights=-1,1", 2, "positive and finite, got -1"),
         ("merge A B --out M --strategy 'TEIS()'", 1, "did you mean 'TIES'?"),
         ("merge A B --out M --strategy 'TIES(density=2.0)'", 1, "density must lie in (0, 1], got 2.0"),
         ("merge A B --out M --strategy 'no.such.Rule()'", 1, "cannot import no.such"),
         ("merge A B --out M --strategy 'RegMean()'", 2, "needs 'gram' of somebody's data"),
+        ("merge A B --out M --strategy 'RankVote()'", 2, "merges the scores of a supermask"),
+        ("merge A B --out M --start C --strategy 'FlexLoRA(rank=3)'", 2, "from a start the adapter keeps its rank, 2"),
+        ("merge A B --out M --start C --strategy 'Scaled(FlexLoRA(), 2.0)'", 2, "leave out the start (--start)"),
         ("merge A B --out M --strategy 'Krum(1)'", 2, "merges at least 5 updates, got 2"),
         ("merge A B --out M --exact --strategy 'Mean()'", 2, "--exact goes with neither --strategy nor --start"),
         ("merge A B --out M --exact --start C", 2, "--exact goes with neither"),
@@ -140,6 +153,18 @@ def test_mistakes_are_one_sentence_and_leave_nothing(here, line, code, message):
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
 
 
+def test_a_factor_is_that_of_the_product(here):
+    typed("merge A --strategy 'Scaled(FlexLoRA(), -2.0)' --out M")
+    assert torch.allclose(product("M"), -2 * product("A"), atol=1e-5)
+
+
+def test_pickled_weights_stay_closed(here):
+    (here / "D" / "adapter_model.safetensors").rename(here / "D" / "adapter_model.bin")
+    said = typed("merge A D --out M", 1)
+    assert "error: D: adapter_model.bin is pickled, and opening a pickle can run any code" in said
+    assert "safe_serialization=True" in said
+
+
 def test_force_writes_over(here):
     typed("merge A B --out C --force")
     assert torch.allclose(vector("C"), (vector("A") + vector("B")) / 2)
@@ -149,13 +174,9 @@ def test_force_writes_over(here):
 def test_the_commands_on_the_page_work(here, page):
     lines = re.findall(r"^fedpeft (merge .*?)(?: +#.*)?$", (ROOT / page).read_text(), re.M)
     assert len(lines) >= 3
-    for i, line in enumerate(lines):
-        if "--out" in line:
-            typed(re.sub(r"--out \S+", f"--out out{i}", line))
-        else:
-            typed(line)
-    rules = re.findall(
-        r"`((?:Scaled|Mean|TIES|DARE|DELLA|Breadcrumbs|FlexLoRA|KnOTS)\(.*?\))`", (ROOT / page).read_text()
-    )
+    for line in lines:
+        typed(f"{line} --force" if "--out" in line else line)
+    names = "Scaled|Mean|TIES|DARE|DELLA|Breadcrumbs|FlexLoRA|KnOTS|by_slot"
+    rules = re.findall(rf"`((?:{names})\([^`]*\))`", (ROOT / page).read_text())
     for i, rule in enumerate(rules if page != "README.md" else []):
         typed(f"merge A B C --strategy {shlex.quote(rule)} --out rule{i}")

@@ -1,11 +1,13 @@
 """What a codec is: a pure function from a delta to a few small named arrays, and back."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -73,7 +75,7 @@ def finite(delta: Float[Tensor, " d"]) -> NDArray[np.float32]:
     Raises:
         ValueError: a coordinate is infinite or NaN.
     """
-    x = np.ascontiguousarray(delta.detach().cpu().numpy(), dtype=np.float32)
+    x: NDArray[np.float32] = np.ascontiguousarray(delta.detach().to("cpu", torch.float32).numpy())
     if not kernels.all_finite(x):
         raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
     return x
@@ -147,6 +149,11 @@ def fit(parts: Parts, layout: Layout) -> Parts:
     return {name: parts[name] for name in layout}
 
 
+MOST_GROUPS = 1020  # that a codec may number for `Context.nested`, from 1
+PROJECTIONS, PIECE, KEPT = 1021, 1022, 1023  # numbers of what a codec puts in the place of a group
+_NUMBERS, _PARTS = 1024, 1 << 24  # of one nesting, and of a stream
+
+
 @dataclass(frozen=True)
 class Context:
     """Who encodes, and when: what a codec may draw randomness from, and what both ends hold already.
@@ -186,7 +193,23 @@ class Context:
             number: of the group, in [1, 1024).
         """
         start, before = (x if x is None else space.take(x, group) for x in (self.start, self.before))
-        return replace(self, part=1024 * self.part + number, start=start, before=before)
+        return self.nested(number, start=start, before=before)
+
+    def nested(
+        self, number: int, start: Float[Tensor, " g"] | None = None, before: Float[Tensor, " g"] | None = None
+    ) -> "Context":
+        """The context of a codec inside another, with streams that no other number's share, however deep it lies.
+
+        Args:
+            number: of the codec, in [1, 1024).
+            start: what it sees of `start`; None where it may not read it.
+            before: what it sees of `before`.
+        """
+        seed, part = self.seed, _NUMBERS * self.part + number
+        if part >= _PARTS:  # More than a stream can tell apart: the seed tells where this is.
+            digest = hashlib.sha256(f"{seed}/{self.part}".encode()).digest()
+            seed, part = int.from_bytes(digest[:8], "little"), number
+        return replace(self, seed=seed, part=part, start=start, before=before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +253,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
-        """A delta from parts that follow `layout`.
+        """A delta from parts that follow `layout`, in memory of its own: whoever asked may write to it.
 
         Raises:
             PayloadError: the parts contradict each other.

@@ -3,11 +3,15 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fedpeft.codecs.base import Context, Transform
+from fedpeft import kernels
+from fedpeft.codecs.base import Context, Transform, finite
+from fedpeft.kernels import device
 from fedpeft.space import Space
 
 
@@ -32,6 +36,16 @@ class Clip(Transform):
             raise ValueError(f"norm must be positive and finite, got {self.norm}")
 
     def forward(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Float[Tensor, " d"]:
-        """The clipped delta."""
-        length = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-        return delta if length <= self.norm else delta * (self.norm / length)
+        """The clipped delta; on a GPU where the delta lies there, to the same bits."""
+        if device.holds(delta):
+            clipped = device.finite(delta)
+            factor = device.of_square(clipped, self._factor)
+        else:
+            x = finite(delta)
+            clipped = torch.from_numpy(x)
+            factor = np.float32(self._factor(kernels.block_squares(x, np.array([0, x.size])))[0])
+        return clipped if factor == 1 else clipped * float(factor)
+
+    def _factor(self, square: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(divide="ignore"):
+            return np.minimum(1, self.norm / np.sqrt(square))

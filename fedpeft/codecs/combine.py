@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import Codec, Context, Layout, Parts, Sketch, Transform
+from fedpeft.codecs.base import MOST_GROUPS, Codec, Context, Layout, Parts, Sketch, Transform
 from fedpeft.space import Space
 from fedpeft.ternary import TernaryDelta
 
@@ -123,7 +123,7 @@ class PerSlot(Codec):
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """Decode each group and put its slots where they belong."""
-        delta = torch.empty(space.numel)
+        delta = torch.empty(space.numel, dtype=torch.float32, device="cpu")
         for i, codec, group in self._groups(space):
             own = {name: parts[f"{i}.{name}"] for name in codec.layout(group)}
             vector = codec.decode(own, group, ctx.inside(space, group, i + 1))
@@ -168,4 +168,9 @@ def per_slot(rules: Mapping[str, Codec], *, default: Codec) -> Codec:
     for pattern, codec in [*rules.items(), ("default", default)]:
         if not isinstance(codec, Codec):
             raise ValueError(f"per_slot: expected a codec for {pattern!r}, got {codec!r}")
+    if len(rules) >= MOST_GROUPS:
+        raise ValueError(
+            f"per_slot: expected at most {MOST_GROUPS - 1} patterns, got {len(rules)}; "
+            "one pattern with `*` may stand for many slots"
+        )
     return PerSlot(tuple(rules.items()), default)

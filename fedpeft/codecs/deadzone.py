@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
-from fedpeft.codecs.scaled import scaled
+from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
+from fedpeft.codecs.scaled import reaching, scaled
 from fedpeft.space import Space
 
 
@@ -108,9 +108,8 @@ class DeadZone(Codec):
             }[self.scale]
         steps = np.where(inner > 0, scale, 0.0) * step * units
         largest = points[np.flatnonzero(counts.any(axis=0)).max(initial=0)]
-        steps = np.minimum(steps, LARGEST * (1 - 1e-6) / max(1.0, largest))
         return {
-            "step": Numbers(steps.astype(np.float32)),
+            "step": Numbers(reaching(steps, max(1.0, largest))),
             "shift": Numbers(shift),
             "code": Symbols(codes, 2 * self._half + 1),
         }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import isfinite
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -65,8 +66,11 @@ class ErrorFeedback:
             space: of both.
             ctx: of this round.
         """
-        if self.clip is not None:
-            delta = Clip(self.clip).forward(delta, space, ctx)
-        wanted = delta + carried.to(delta.device)
+        # Nothing but `wanted` and what is decoded stays while codecs work, and the residual lies where that did.
+        wanted = self._bounded(delta.detach(), space, ctx) + carried.to(delta.device)
         parts = self.codec.encode(wanted, space, ctx)
-        return parts, wanted.cpu() - self.codec.decode(parts, space, ctx)
+        decoded = self.codec.decode(parts, space, ctx)
+        return parts, torch.sub(wanted.cpu(), decoded, out=decoded)
+
+    def _bounded(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Float[Tensor, " d"]:
+        return delta if self.clip is None else Clip(self.clip).forward(delta, space, ctx)

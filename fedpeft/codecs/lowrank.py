@@ -104,6 +104,8 @@ class LowRank(Codec):
                 continue
             gram = None if start is None else _gram(slot, space, start)
             factors = _factors(numbers.reshape(m, n), gram, slot.role, most, self.energy, ctx.shared)
+            if not _reach(factors) <= LARGEST:
+                raise ValueError(f"slot {slot.name!r}: products of its singular vectors may be beyond float32")
             ranks.append(factors.values.size)
             for name, factor in factors._asdict().items():
                 pieces[name].append(factor.reshape(-1))
@@ -204,9 +206,14 @@ def _sizes(matrices: list[_Matrix], ranks: list[int]) -> dict[str, list[int]]:
 
 def _multiply(factors: Factors, out: NDArray[np.float32]) -> None:
     """Write the product of hostile factors."""
-    values, left, right = (factor.astype(np.float64) for factor in factors)
-    # At least 1, since values times the left alone must be finite too.
-    ends = np.abs(left).max(0, initial=0) * np.abs(right).max(1, initial=1)
-    if not np.abs(values) @ ends <= LARGEST:
+    if not _reach(factors) <= LARGEST:
         raise PayloadError(Defect.NON_FINITE, "a product of singular values and vectors may be infinite")
-    kernels.add_outer((values * left).astype(np.float32), factors.right.astype(np.float32), out)
+    left = factors.values.astype(np.float64) * factors.left.astype(np.float64)
+    kernels.add_outer(left.astype(np.float32), factors.right.astype(np.float32), out)
+
+
+def _reach(factors: Factors) -> float:
+    """What no coordinate of the product exceeds; NaN where a factor is."""
+    values, left, right = (np.abs(factor).astype(np.float64) for factor in factors)
+    # At least 1, since values times the left alone must be finite too.
+    return float(values @ (left.max(0, initial=0) * right.max(1, initial=1)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Plane, Symbols, finite, take
+from fedpeft.codecs.scaled import reaching
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Slot, Space
 
@@ -71,9 +72,10 @@ class MagnitudeMask(Codec):
             words = ctx.private.words(end - begin, start=begin)
             least, most = self.density - self.eps / 2, self.density + self.eps / 2
             kept = kernels.keep_by_rank(x[begin:end], _row(slot), least, most, words, mask, begin)
-            steps[j] = largest = np.abs(kept).max(initial=0.0) / self._half
+            largest = np.abs(kept).max(initial=0.0)
             if not np.isfinite(largest):
                 raise ValueError(f"slot {slot.name!r} cannot be scaled up by the inverse of the density {self.density}")
+            steps[j] = reaching(largest / self._half, self._half)
             codes.append(self._round(kept, steps[j], ctx.private.words(kept.size, start=drawn)))
             drawn += kept.size
         return {

@@ -8,10 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import Codec, Context, Layout, Parts, Sketch, either, empty, fit
+from fedpeft.codecs.base import PIECE, Codec, Context, Layout, Parts, Sketch, either, empty, fit
 from fedpeft.space import Space
-
-_INNER = 1022  # part of the context in which a piece is encoded; `per_slot` numbers its own from 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Partial(Codec):
     def carried(self, space: Space, ctx: Context) -> Space:
         """The piece whose turn it is."""
         piece = self._piece(space, ctx)
-        return self.codec.carried(piece, ctx.inside(space, piece, _INNER))
+        return self.codec.carried(piece, ctx.inside(space, piece, PIECE))
 
     def layout(self, space: Space) -> Layout:
         """The parts of any piece."""
@@ -56,7 +54,7 @@ class Partial(Codec):
         if len(wrong := torch.isfinite(delta).logical_not().nonzero()):
             raise ValueError(f"coordinate {int(wrong[0])} of the delta is not finite")
         piece = self._piece(space, ctx)
-        parts = self.codec.encode(space.take(delta, piece), piece, ctx.inside(space, piece, _INNER))
+        parts = self.codec.encode(space.take(delta, piece), piece, ctx.inside(space, piece, PIECE))
         return {name: parts[name] if name in parts else empty(field) for name, field in self.layout(space).items()}
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
@@ -67,12 +65,12 @@ class Partial(Codec):
         """
         piece = self._piece(space, ctx)
         own = fit(parts, self.codec.layout(piece))
-        return _placed(self.codec.decode(own, piece, ctx.inside(space, piece, _INNER)), piece, space)
+        return _placed(self.codec.decode(own, piece, ctx.inside(space, piece, PIECE)), piece, space)
 
     def sketch(self, space: Space, ctx: Context) -> Sketch | None:
         """The piece's, which is then put in its place."""
         piece = self._piece(space, ctx)
-        inner = self.codec.sketch(piece, ctx.inside(space, piece, _INNER))
+        inner = self.codec.sketch(piece, ctx.inside(space, piece, PIECE))
         if inner is None:
             return None
         return replace(
@@ -86,7 +84,7 @@ class Partial(Codec):
         """What the piece's codec has chosen."""
         piece = self._piece(space, ctx)
         own = fit(parts, self.codec.layout(piece))
-        return self.codec.chosen(own, piece, ctx.inside(space, piece, _INNER))
+        return self.codec.chosen(own, piece, ctx.inside(space, piece, PIECE))
 
     def _piece(self, space: Space, ctx: Context) -> Space:
         pieces = self.pieces(space)
@@ -95,7 +93,7 @@ class Partial(Codec):
 
 def _placed(vector: Float[Tensor, " p"], piece: Space, space: Space) -> Float[Tensor, " d"]:
     """A piece's slots where they belong, and zeros."""
-    delta = torch.zeros(space.numel)
+    delta = torch.zeros(space.numel, dtype=torch.float32, device="cpu")
     for slot in piece.slots:
         space.view(delta, slot.name).copy_(piece.view(vector, slot.name))
     return delta

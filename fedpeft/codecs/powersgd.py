@@ -1,7 +1,7 @@
 """One side of a power iteration each round: a matrix seen through directions that both ends know."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,7 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import LARGEST, ROUNDING, Codec, Context, Layout, Parts, Sketch, either, finite, fit
+from fedpeft.codecs.base import (
+    LARGEST,
+    PROJECTIONS,
+    ROUNDING,
+    Codec,
+    Context,
+    Layout,
+    Parts,
+    Sketch,
+    either,
+    finite,
+    fit,
+)
 from fedpeft.codecs.directions import leading_rows
 from fedpeft.codecs.support import EXACT
 from fedpeft.errors import Defect, PayloadError
@@ -21,7 +33,6 @@ from fedpeft.space import Slot, Space
 
 _MOST_RANK = 255
 _LEAST = float(np.finfo(np.float32).smallest_subnormal)  # that a product may be longer by
-_INNER = 1021  # part of the context in which projections are encoded; `per_slot` numbers its own from 1
 
 
 class _Seen(NamedTuple):
@@ -114,7 +125,7 @@ class PowerSGD(Codec):
         # Not `>`: of NaN, which a difference of infinities is, neither holds.
         if not float(np.abs(values).max(initial=0.0)) * self.rank <= LARGEST:
             raise ValueError("a projection of the delta is beyond the range of float32")
-        return self.codec.encode(torch.from_numpy(values), sent, _inner(ctx))
+        return self.codec.encode(torch.from_numpy(values), sent, ctx.nested(PROJECTIONS))
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """Multiply the projections by the same directions.
@@ -138,7 +149,7 @@ class PowerSGD(Codec):
     def _values(self, parts: Parts, space: Space, ctx: Context) -> NDArray[np.float32]:
         sent = _sent(space, self.rank, ctx.round % 2)
         own = fit(parts, self.codec.layout(sent))
-        values: NDArray[np.float32] = self.codec.decode(own, sent, _inner(ctx)).numpy()
+        values: NDArray[np.float32] = self.codec.decode(own, sent, ctx.nested(PROJECTIONS)).numpy()
         if not float(np.abs(values).max(initial=0.0)) * self.rank <= LARGEST:
             raise PayloadError(Defect.NON_FINITE, "a product of projections and directions may be infinite")
         return values
@@ -178,11 +189,6 @@ def _step(ctx: Context, where: slice) -> NDArray[np.float32]:
     if ctx.start is None or ctx.before is None:
         return np.zeros(where.stop - where.start, np.float32)
     return finite(ctx.start[where] - ctx.before[where])
-
-
-def _inner(ctx: Context) -> Context:
-    """The context of the projections, whose streams share no word with the one that directions are drawn from."""
-    return replace(ctx, part=1024 * ctx.part + _INNER, start=None, before=None)
 
 
 def _matrix(slot: Slot) -> tuple[int, int]:

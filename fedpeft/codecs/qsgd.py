@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
-from fedpeft.codecs.scaled import blocks_of, scaled
+from fedpeft.codecs.scaled import blocks_of, reaching, scaled
 from fedpeft.space import Space
 
 
@@ -65,7 +65,7 @@ class QSGD(Codec):
         norms = np.sqrt(kernels.block_squares(x, edges))
         if norms.max(initial=0.0) > LARGEST:
             raise ValueError(f"the norm of bucket {int(norms.argmax())} of the delta is beyond float32")
-        steps = (norms / self.levels).astype(np.float32)
+        steps = reaching(norms / self.levels, self.levels)
         codes = kernels.round_blocks(x, edges, steps, self.levels, ctx.private.words(space.numel))
         return {"step": Numbers(steps), "code": Symbols(codes, 2 * self.levels + 1)}
 

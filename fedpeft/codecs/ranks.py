@@ -70,12 +70,13 @@ class Ranks(Codec):
             PayloadError: a least number is larger than the largest, or the delta is beyond float32.
         """
         ends = take(parts, "ends", Numbers).values.astype(np.float64).reshape(-1, 2)
-        out = torch.zeros(space.numel)
+        out = torch.zeros(space.numel, dtype=torch.float32, device="cpu")
         for (i, begin, end), (least, most) in zip(_slots(space), ends, strict=True):
             if least > most:
                 raise PayloadError(Defect.COUNT, f"slot {i}: its least number {least:g} is larger than {most:g}")
             order = torch.from_numpy(take(parts, f"order.{i}", Numbers).values.astype(np.int64))
-            out[begin:end][order] = torch.linspace(least, most, end - begin, dtype=torch.float64).float()
+            evenly = torch.linspace(least, most, end - begin, dtype=torch.float64, device="cpu")
+            out[begin:end][order] = evenly.float()
         if ctx.start is not None:
             out -= ctx.start
         if not kernels.all_finite(out.numpy()):

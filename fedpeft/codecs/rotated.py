@@ -81,6 +81,8 @@ class Rotated(Codec):
             codes, scale = self._quantised_there(device.finite(delta), edges, places, ctx, space)
         else:
             codes, scale = self._quantised(finite(delta), edges, places, ctx, space)
+        if not self._bounded(scale, edges):
+            raise ValueError("the delta is too large for float32: what its rotation is rounded to may add up beyond it")
         return {"scale": Numbers(scale), "code": Symbols(codes, 1 << self.bits)}
 
     def _quantised(
@@ -133,7 +135,7 @@ class Rotated(Codec):
         edges, places = self._blocks(space)
         half = _LEVELS[self.bits]
         sizes = np.diff(edges)
-        if not np.all(np.abs(scales.astype(np.float64)) * sizes * half[-1] < LARGEST):
+        if not self._bounded(scales, edges):
             raise PayloadError(Defect.NON_FINITE, "a block's scale times its size is not finite")
         z = np.array([-level for level in reversed(half)] + list(half), np.float32)[codes]
         z *= np.repeat(scales, sizes)
@@ -143,6 +145,11 @@ class Rotated(Codec):
         for (begin, end), place in zip(_ranges(space), places, strict=True):
             out[begin:end] = z[place : place + end - begin]
         return torch.from_numpy(out)
+
+    def _bounded(self, scales: NDArray[np.float32], edges: NDArray[np.int64]) -> bool:
+        """Whether no sum over a block can leave float32; never so if a scale is NaN."""
+        largest = _LEVELS[self.bits][-1]
+        return bool(np.all(np.abs(scales.astype(np.float64)) * np.diff(edges) * largest < LARGEST))
 
     def _blocks(self, space: Space) -> tuple[NDArray[np.int64], list[int]]:
         """Edges of the blocks, and where each slot begins among them."""

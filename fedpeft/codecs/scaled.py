@@ -13,6 +13,17 @@ from fedpeft.codecs.base import LARGEST
 from fedpeft.errors import Defect, PayloadError
 
 
+def reaching(steps: NDArray[np.floating], most: float) -> NDArray[np.float32]:
+    """Steps as they are sent: where `most` of them are beyond float32, which no delta is, a millionth less than that.
+
+    Args:
+        steps: not negative.
+        most: of a step that a code stands for.
+    """
+    bounded: NDArray[np.float32] = np.minimum(steps, LARGEST * (1 - 1e-6) / most).astype(np.float32)
+    return bounded
+
+
 def scaled(
     codes: NDArray[np.uint8], edges: NDArray[np.int64], points: NDArray[np.float32], scales: NDArray[np.float32]
 ) -> Float[Tensor, " d"]:

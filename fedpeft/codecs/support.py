@@ -1,7 +1,7 @@
 """Coordinates that both ends know without being told: no places are sent. Here, each client's own at random."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol, TypeAlias
@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import LARGEST, Codec, Context, Layout, Parts, finite
+from fedpeft.codecs.base import KEPT, LARGEST, Codec, Context, Layout, Parts, finite
 from fedpeft.codecs.identity import Identity
 from fedpeft.codecs.uniform import Uniform
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.random import Stream
 from fedpeft.space import Slot, Space
 
-_INNER = 1023  # part of the context in which kept values are encoded; `per_slot` numbers its own from 1
 EXACT, _ROUNDED = Identity(), Uniform(bits=4, stochastic=True)
 
 
@@ -106,7 +105,7 @@ class Support(Codec):
             values[first:last] = draw.take(x[begin:end])
             if (most := float(np.abs(values[first:last]).max())) * self._factor(end - begin, last - first) > LARGEST:
                 raise ValueError(f"{most:g} cannot be scaled up by the inverse of the density {self.density}")
-        return self.codec.encode(torch.from_numpy(values), kept, _inner(ctx))
+        return self.codec.encode(torch.from_numpy(values), kept, ctx.nested(KEPT))
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """Draw the same coordinates and put the decoded values there; zeros elsewhere.
@@ -119,7 +118,7 @@ class Support(Codec):
     def _values(self, parts: Parts, space: Space, ctx: Context) -> NDArray[np.float32]:
         """The kept coordinates, scaled up."""
         kept = _kept(self, space)
-        values: NDArray[np.float32] = self.codec.decode(parts, kept, _inner(ctx)).numpy()
+        values: NDArray[np.float32] = self.codec.decode(parts, kept, ctx.nested(KEPT)).numpy()
         for (begin, end), (first, last) in zip(pairwise(space.bounds), pairwise(kept.bounds), strict=True):
             if self.rescale and last > first:
                 with np.errstate(over="ignore"):
@@ -174,11 +173,6 @@ class RandomMask(Support):
 
     def _stream(self, ctx: Context) -> Stream:
         return ctx.private
-
-
-def _inner(ctx: Context) -> Context:
-    """The context of the kept values, whose streams share no word with the one that chose them."""
-    return replace(ctx, part=1024 * ctx.part + _INNER, start=None, before=None)
 
 
 @lru_cache(maxsize=64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Plane, finite, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Plane, finite, take
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import device
 from fedpeft.space import Space
@@ -123,7 +123,10 @@ class Ternary(Codec):
                 "norm": np.sqrt(total_l2sq / kept),
                 "unbiased": total_l2sq / kept_l1,
             }[self.scale]
-        return np.where(kept > 0, scales, 0.0)
+        scales = np.where(kept > 0, scales, 0.0)
+        if scales.max(initial=0.0) > LARGEST:
+            raise ValueError(f"scale {int(scales.argmax())} of the delta is beyond float32; scale='mean' never is")
+        return scales
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """+s, -s or 0 for each coordinate.

@@ -47,10 +47,10 @@ class Form:
         return Form(Space(self.space.slots, text, self.space.base), {**self.config, **settings}, self.constants)
 
     def with_ranks(self, ranks: Mapping[str, int]) -> "Form":
-        """The LoRA of the same layers with other ranks, and a scaling of 1.
+        """The LoRA of the same layers, some with other ranks and a scaling of 1.
 
         Args:
-            ranks: of each layer, at least 1.
+            ranks: of layers, at least 1; the others keep theirs, and their scaling.
 
         Raises:
             SpaceError: the adapter's beginning was taken from the base model, by its rank.
@@ -62,24 +62,33 @@ class Form:
                 "so the rank cannot change; save the adapters as plain LoRA (PEFT's path_initial_model_for_weight_"
                 "conversion)"
             )
-        usual = Counter(ranks.values()).most_common(1)[0][0]
+        layers = modules(self.space)
+        kept = {m.name: (m.rank, scaling(self.config, m.name, m.rank) * m.rank) for m in layers}
+        sizes = kept | {name: (rank, rank) for name, rank in ranks.items()}
+        usual, alpha = Counter(sizes.values()).most_common(1)[0][0]
         # PEFT takes the first pattern that fits the end of a layer's name: whole names fit one layer alone.
         odd = {
-            f"^{re.escape(name.removeprefix('base_model.model.'))}": rank
-            for name, rank in ranks.items()
-            if rank != usual
+            f"^{re.escape(name.removeprefix('base_model.model.'))}": size
+            for name, size in sizes.items()
+            if size != (usual, alpha)
         }
-        shapes = {m.a: (ranks[m.name], m.shape[1]) for m in modules(self.space)}
-        shapes |= {m.b: (m.shape[0], ranks[m.name]) for m in modules(self.space)}
+        shapes = {m.a: (sizes[m.name][0], m.shape[1]) for m in layers}
+        shapes |= {m.b: (m.shape[0], sizes[m.name][0]) for m in layers}
         slots = tuple(Slot(s.name, shapes.get(s.name, s.shape), s.role) for s in self.space.slots)
         resized = Form(Space(slots, self.space.config, self.space.base), self.config, self.constants)
-        sizes = {"r": usual, "lora_alpha": usual, "rank_pattern": odd, "alpha_pattern": dict(odd)}
-        return resized.with_settings({**sizes, "use_rslora": False})
+        patterns = {
+            "rank_pattern": {k: r for k, (r, _) in odd.items()},
+            "alpha_pattern": {k: a for k, (_, a) in odd.items()},
+        }
+        return resized.with_settings({"r": usual, "lora_alpha": alpha, **patterns, "use_rslora": False})
 
     def fitted(self, adapter: Adapter) -> Float[Tensor, " d"]:
         """An adapter's numbers in this form, which has the same layers: what it adds to the base model is the same.
 
         Where a rank is higher here, zeros are added; where it is lower, the components at the end must be zeros.
+
+        Raises:
+            SpaceError: they are not.
         """
         layers = modules(self.space)
         wanted = {m.name: scaling(self.config, m.name, m.rank) for m in layers}
@@ -94,6 +103,11 @@ class Form:
         for module in layers:
             pair = pairs[module.name].rescaled(wanted[module.name])
             k = min(pair.rank, module.rank)
+            if (pair.b[:, k:] @ pair.a[k:]).any():
+                raise SpaceError(
+                    f"{module.name}: the merged product has more than the {k} components that FlexLoRA(rank=...) asks "
+                    "for, as what is done to its outcome adds some; ask for the adapters' rank"
+                )
             self.space.view(vector, module.b)[:, :k] = pair.b[:, :k]
             self.space.view(vector, module.a)[:k] = pair.a[:k]
         return vector

@@ -10,33 +10,20 @@ from fedpeft.adapters import Adapter
 from fedpeft.errors import FedpeftError, SpaceError
 from fedpeft.merging.form import Form
 from fedpeft.merging.merged import Merged
-from fedpeft.merging.settings import of_products, whole
+from fedpeft.merging.rules import (
+    check_space,
+    check_usable,
+    doubtful,
+    goes_by_products,
+    of_adapters,
+    ranks_wanted,
+)
+from fedpeft.merging.settings import of_products
 from fedpeft.merging.sources import Sources, check_alike
 from fedpeft.merging.survey import survey
-from fedpeft.strategies import (
-    Bulyan,
-    Context,
-    Factors,
-    FlexLoRA,
-    GeometricMedian,
-    Krum,
-    Mean,
-    Median,
-    SeenMean,
-    Strategy,
-    SubspaceStep,
-    TrimmedMean,
-    Update,
-    stacked,
-)
-from fedpeft.strategies.by_slot import BySlot
-from fedpeft.strategies.cohort import ByProduct
+from fedpeft.strategies import Context, Factors, Strategy, Update, stacked
 from fedpeft.strategies.factors import shares_of
 from fedpeft.strategies.lora import Module, modules, rest, scaling
-from fedpeft.strategies.wrapping import After
-
-# They do not care where zero is, in slots that are no LoRA factor; or they say what is done to which slots.
-_SAFE = Mean, Median, TrimmedMean, GeometricMedian, Krum, Bulyan, SeenMean, ByProduct, SubspaceStep, BySlot
 
 
 def merge_adapters(
@@ -55,8 +42,9 @@ def merge_adapters(
     as a head is; `Merged.doubtful` names them.
 
     LoRA adapters that differ in rank or alpha alone are merged by strategies that go by products (FlexLoRA, KnOTS,
-    SubspaceStep, and what is done to the outcome of these); the result has the highest rank, or that of
-    `FlexLoRA(rank=...)`, which is taken at its word wherever adapters are whole.
+    SubspaceStep, what is done to the outcome of these, and a `by_slot` that gives them every product); the result has
+    the highest rank, or that of `FlexLoRA(rank=...)`, which is taken at its word wherever adapters are whole. So is a
+    factor: `Scaled` around such a strategy gives that many times the product.
 
     Each folder is read once to be checked and once for each pass of the strategy. An additive strategy has one adapter
     and its sums in memory, whatever the number of folders; others say what they hold.
@@ -74,19 +62,20 @@ def merge_adapters(
         SpaceError: a folder is not as PEFT writes it, or the adapters do not fit each other; the message says where.
         FedpeftError: the outcome is not finite.
     """
-    _check_usable(strategy)
+    check_usable(strategy)
     sources = survey(folders, weights, start, base)
+    check_space(strategy, sources.form.space, start=start is not None)
     form, wanted = _forms(sources, strategy)
     sources = replace(sources, form=form)
     ctx = Context(form.space, sources.start, seed)
-    delta = strategy.merge(sources, ctx)
+    delta = of_adapters(strategy).merge(sources, ctx)
     if not torch.isfinite(delta).all():
         raise FedpeftError(f"{strategy} makes values that are not finite of these adapters; choose another strategy")
     adapter = form.adapter(ctx.adapter(Update(delta)))
     if wanted is not form:
         adapter = wanted.adapter(wanted.fitted(adapter))
-    doubtful = () if start is not None or isinstance(strategy, _SAFE) else whole(form.space)
-    return Merged(adapter, repr(strategy), sources, ctx, delta, doubtful=doubtful)
+    noted = () if start is not None else doubtful(strategy, form.space)
+    return Merged(adapter, repr(strategy), sources, ctx, delta, doubtful=noted)
 
 
 def stack_adapters(
@@ -123,36 +112,24 @@ def stack_adapters(
     return Merged(form.adapter(vector), what, replace(sources, form=form), Context(form.space), vector, exact=True)
 
 
-def _check_usable(strategy: Strategy) -> None:
-    needs = sorted(strategy.needs | ({"root"} if strategy.rooted else set()))
-    if needs:
-        raise ValueError(
-            f"{strategy} needs {' and '.join(map(repr, needs))} of somebody's data, which no adapter's folder holds; "
-            "choose a strategy that needs the adapters alone, such as TIES() or FlexLoRA()"
-        )
-
-
 def _forms(sources: Sources, strategy: Strategy) -> tuple[Form, Form]:
     """In which form adapters are merged, and in which the outcome is given."""
-    form = sources.form
-    rank = strategy.rank if isinstance(strategy, FlexLoRA) and sources.start is None else None
-    if sources.alike and (rank is None or all(module.rank == rank for module in modules(form.space))):
-        return form, form
-    if not sources.alike and not (sources.start is None and _goes_by_products(strategy)):
+    form, wanted = sources.form, ranks_wanted(strategy, sources.form.space)
+    own = {module.name: module.rank for module in modules(form.space)}
+    if sources.start is not None and any(rank > own[name] for name, rank in wanted.items()):
+        raise ValueError(
+            f"{strategy} asks for a rank of {max(wanted.values())}, and from a start the adapter keeps its rank, "
+            f"{min(own.values())}; leave out the start (--start), or ask for no more"
+        )
+    if not sources.alike and not (sources.start is None and goes_by_products(strategy, form.space)):
         check_alike(sources, _way_out(sources))
-    highest = {name: max(ranks) for name, ranks in _ranks(sources).items()}
-    if rank is None:
-        form = form.with_ranks(highest)
+    if sources.alike and (sources.start is not None or wanted.items() <= own.items()):
         return form, form
-    wide = form.with_ranks({name: max(rank, most) for name, most in highest.items()})
-    return wide, form.with_ranks(dict.fromkeys(highest, rank))
-
-
-def _goes_by_products(strategy: Strategy) -> bool:
-    """Whether it merges factors with zeros beside them as it merges those without."""
-    if isinstance(strategy, After):
-        return _goes_by_products(strategy.strategy)
-    return isinstance(strategy, ByProduct | SubspaceStep)
+    highest = {name: max(ranks) for name, ranks in _ranks(sources).items()}
+    if sources.alike:
+        highest = {name: highest[name] for name in wanted}
+    wide = form.with_ranks({name: max(wanted.get(name, 0), most) for name, most in highest.items()})
+    return wide, form.with_ranks({**highest, **wanted})
 
 
 def _ranks(sources: Sources) -> Mapping[str, list[int]]:

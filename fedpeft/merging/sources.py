@@ -1,5 +1,6 @@
 """The folders that are merged: checked before anything is merged, then read one at a time."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from fedpeft.merging.form import Form
 from fedpeft.merging.settings import comparable
 from fedpeft.space import Space
 from fedpeft.strategies import Update
+from fedpeft.strategies.lora import modules, scaling
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -114,11 +118,14 @@ def load(folder: Path) -> Adapter:
     """An adapter as its folder has it.
 
     Raises:
-        SpaceError: it is not as PEFT writes it, or holds a value that is not finite.
+        SpaceError: it is not as PEFT writes it, its weights are pickled or in pieces, or a value is not finite.
     """
+    _check_weights(folder)
     try:
         adapter = Adapter.load(folder)
-    except (ValueError, AttributeError, TypeError) as error:
+        for module in modules(adapter.space):
+            scaling(adapter.config, module.name, module.rank)
+    except (ValueError, AttributeError, TypeError, re.error) as error:
         raise SpaceError(f"{folder}: expected an adapter as PEFT writes it: {error}") from None
     if not torch.isfinite(adapter.vector).all():
         bad = next(
@@ -126,3 +133,21 @@ def load(folder: Path) -> Adapter:
         )
         raise SpaceError(f"{folder}: {bad!r} holds a value that is not finite; leave this adapter out")
     return adapter
+
+
+def _check_weights(folder: Path) -> None:
+    """Pass but where the weights are there in a form that is not read."""
+    if (folder / WEIGHTS).exists():
+        return
+    for path in sorted(folder.glob("adapter_model*")):
+        if path.suffix in (".bin", ".pt", ".pth"):
+            raise SpaceError(
+                f"{folder}: {path.name} is pickled, and opening a pickle can run any code that is in it, so it is not "
+                "opened; if you trust it, load it with PEFT and write it by save_pretrained(FOLDER, "
+                "safe_serialization=True)"
+            )
+        if path.suffix == ".safetensors":
+            raise SpaceError(
+                f"{folder}: the weights are in pieces, such as {path.name}, which PEFT does not read either; put their "
+                f"tensors together into one {WEIGHTS}, by safetensors.torch.load_file and save_file"
+            )

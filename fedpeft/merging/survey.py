@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from fedpeft.adapters import Adapter
 from fedpeft.errors import SpaceError
 from fedpeft.merging.form import Form
 from fedpeft.merging.settings import agreed
-from fedpeft.merging.sources import Source, Sources, load
+from fedpeft.merging.sources import WEIGHTS, Source, Sources, load
 
 
 def survey(
@@ -61,11 +62,16 @@ def _checked(folders: Sequence[Path], weights: Sequence[float] | None) -> Sequen
     for weight in weights:
         if not 0 < weight < math.inf:
             raise ValueError(f"a weight must be positive and finite, got {weight:g}; a negative factor is for `Scaled`")
+    if not sys.float_info.min <= sum(weights) < math.inf:
+        raise ValueError(
+            f"the sum of weights must be a finite number of usual size, got {sum(weights):g}; only their proportions "
+            "count, so give numbers around 1"
+        )
     return weights
 
 
 def _row(folder: Path, weight: float, adapter: Adapter) -> Source:
-    with (folder / "adapter_model.safetensors").open("rb") as file:
+    with (folder / WEIGHTS).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     norm = float(torch.linalg.vector_norm(adapter.vector, dtype=torch.float64))
     return Source(folder, float(weight), sha256, norm, adapter.space, adapter.config, _labels(folder))

@@ -16,14 +16,17 @@ from fedpeft.ternary import TernaryDelta
 
 Summands: TypeAlias = Mapping[str, Tensor]
 
+# Squares of sums of weighted deltas stay finite, however many.
+_HEAVIEST = 1e100
+
 
 @dataclass(frozen=True, eq=False)
 class Update:
     """What one client brings to a merge.
 
     Args:
-        sent: its delta, shape (d,), float32, or the bit planes of a ternary one.
-        weight: > 0; usually the number of examples trained on.
+        sent: its delta, shape (d,), float32 and no other type, or the bit planes of a ternary one.
+        weight: in (0, 1e100]; usually the number of examples trained on.
         statistics: what the strategy `needs` beyond the delta, by name, each flat in its `statistic_space`.
     """
 
@@ -153,7 +156,7 @@ class Strategy(ABC):
         """The merged delta, float32; reading an element of `updates` may decode it anew.
 
         Raises:
-            ValueError: there is no update, one has another size, or a weight is not positive and finite.
+            ValueError: there is no update, one has another size or type, or a weight is not in (0, 1e100].
         """
 
 
@@ -208,7 +211,7 @@ class Fold:
         """Add clients, all of them or none.
 
         Raises:
-            ValueError: a delta has another size, a weight is not positive and finite, or a statistic is missing.
+            ValueError: a delta has another size or type, a weight is not in (0, 1e100], or a statistic is missing.
         """
         check(updates, self.ctx, self.strategy.asks(self.ctx.round))
         self.strategy.accumulate(self.total, updates, self.ctx)
@@ -257,13 +260,20 @@ def check(updates: Sequence[Update], ctx: Context, needs: Collection[str] = ()) 
     """Pass where every update may be merged, and has the statistics that are needed.
 
     Raises:
-        ValueError: a delta has another size, a weight is not positive and finite, or a statistic is missing.
+        ValueError: a delta has another size or type, a weight is not in (0, 1e100], or a statistic is missing.
     """
     for update in updates:
         if update.shape != (ctx.space.numel,):
             raise ValueError(f"expected a delta of shape ({ctx.space.numel},), got {update.shape}")
+        if isinstance(update.sent, Tensor) and update.sent.dtype != torch.float32:
+            raise ValueError(f"expected a delta of torch.float32, got {update.sent.dtype}: merge its .float()")
         if not 0 < update.weight < math.inf:
             raise ValueError(f"a weight must be positive and finite, got {update.weight}")
+        if update.weight > _HEAVIEST:
+            raise ValueError(
+                f"a weight must be at most {_HEAVIEST:g}, so that sums stay finite, got {update.weight}: "
+                "divide all of them by the largest"
+            )
         check_present(needs, ctx.space, update.statistics)
 
 

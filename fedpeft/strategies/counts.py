@@ -13,6 +13,7 @@ from torch import Tensor
 from fedpeft.strategies.base import Additive, Context, Summands, Update
 from fedpeft.strategies.folding import Ballot, add_by_sign, zeros
 from fedpeft.strategies.planes import mean_magnitudes
+from fedpeft.strategies.votes import lead
 from fedpeft.ternary import TernaryDelta
 
 
@@ -21,7 +22,8 @@ class _Counts(Additive):
     """Sums of counts, and of each client's scale in each slot.
 
     Every update is taken as ternary, s_k sgn(x), where s_k is the mean magnitude of what is not zero in the slot; and
-    all as of one scale s, the weighted mean of the s_k of those who have anything but zeros there.
+    all as of one scale s, the weighted mean of the s_k of those who have anything but zeros there. Weights that differ
+    by less than 1e-12 of both are equal, so that .1, .2 and .3 elect what 1, 2 and 3 do.
     """
 
     ternary: ClassVar[bool] = True
@@ -83,11 +85,8 @@ class TernaryMedian(_Counts):
     def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"]:
         """Which side has half."""
         half = total["weight"] / 2
-        plus, minus = (
-            (votes > half).double().add_((votes == half).double(), alpha=0.5)
-            for votes in (total["weight_plus"], total["weight_minus"])
-        )
-        return ((plus - minus) * self._scale(total, ctx)).float()
+        plus, minus = (lead(total[name], half).sign_() for name in ("weight_plus", "weight_minus"))
+        return ((plus - minus) / 2 * self._scale(total, ctx)).float()
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,10 @@ class TernaryTrimmedMean(_Counts):
         """What is left on either side."""
         cut = self.fraction * float(total["weight"])
         left = float(total["weight"]) - 2 * cut
-        plus, minus = ((total[name] - cut).clamp_(0, left) for name in ("weight_plus", "weight_minus"))
-        return ((plus - minus) / left * self._scale(total, ctx)).float()
+        sides = total["weight_plus"], total["weight_minus"]
+        plus, minus = (lead(votes, cut).clamp_(0, left) for votes in sides)
+        difference = (plus - minus).masked_fill_(lead(*sides) == 0, 0.0)
+        return (difference / left * self._scale(total, ctx)).float()
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Majority(_Counts):
 
     def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"]:
         """The sign of the difference."""
-        sign = torch.sign(total["weight_plus"] - total["weight_minus"])
+        sign = lead(total["weight_plus"], total["weight_minus"]).sign_()
         return (sign * (self._scale(total, ctx) if self.scale is None else self.scale)).float()
 
 

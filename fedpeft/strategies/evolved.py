@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft.errors import ConfigError
-from fedpeft.strategies.base import Context, Strategy, Update, check_number
+from fedpeft.strategies.base import Context, Strategy, Update, check, check_number
 from fedpeft.strategies.mean import Mean
 
 Objective: TypeAlias = Callable[[Tensor], float]
@@ -66,7 +66,8 @@ def optimise_weights(
         seed: of the evolution, from 0.
 
     Raises:
-        ValueError: an argument is out of range, there are too few updates, or no merge has a finite objective.
+        ValueError: an argument is out of range, there are too few updates, one cannot be merged, or no merge has a
+            finite objective.
     """
     strategy = strategy or Mean()
     check_number(strategy, updates)
@@ -76,9 +77,10 @@ def optimise_weights(
         raise ValueError(f"seed must be at least 0, got {seed}")
     if method not in ("model", "evolution"):
         raise ValueError(f"method must be 'model' or 'evolution', got {method!r}")
+    own = np.array([_log_weight(update, ctx, strategy) for update in updates])
     search = _Search(updates, ctx, objective, strategy, evaluations)
     try:
-        search(np.array([math.log(update.weight) for update in updates]))
+        search(own)
         search(np.zeros(len(updates)))
         _minimise(search, len(updates), method, seed)
     except _Spent:
@@ -146,6 +148,11 @@ class _Reweighed(Sequence[Update]):
         if isinstance(i, slice):
             return _Reweighed(self._updates[i], self._weights[i])
         return replace(self._updates[i], weight=self._weights[i])
+
+
+def _log_weight(update: Update, ctx: Context, strategy: Strategy) -> float:
+    check([update], ctx, strategy.asks(ctx.round))
+    return math.log(update.weight)
 
 
 def _proportions(log_weights: NDArray[np.float64]) -> tuple[float, ...]:

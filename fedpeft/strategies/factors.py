@@ -58,7 +58,11 @@ class Spectrum:
     @property
     def rank(self) -> int:
         """How many singular values are more than the rounding of float32."""
-        return int((self.s > _NOTHING * self.s.max()).sum()) if len(self.s) else 0
+        return self.rank_beside(float(self.s.max())) if len(self.s) else 0
+
+    def rank_beside(self, size: float) -> int:
+        """How many singular values are more than the rounding of float32 in a matrix of this largest one."""
+        return int((self.s > _NOTHING * size).sum())
 
     def cut(self, rank: int) -> "Spectrum":
         """The best approximation of at most this rank."""

@@ -62,9 +62,13 @@ def iso_cts(terms: Sequence[Factors], rank: int, common: float = 0.8, scaling: f
     n / (1 - common) or so to leave each a direction, so it is for a merge at the end and no strategy of a run. With
     no direction for anybody it is Iso-C of the sum's best approximation.
 
+    As with the authors, a client's own directions are those outside the common part, whatever the others' are. Where
+    it has fewer than its share there, or clients have the same, the authors' decompositions fill up with arbitrary
+    ones; here only directions that are there are made orthonormal and equal, and the result has so many fewer.
+
     Args:
         terms: the clients' factors, each with its own scaling.
-        rank: of the result, at least 1.
+        rank: of the result, at least 1; or less, where there are not so many directions.
         common: the common fraction of the directions, in (0, 1].
         scaling: that the result will be used with, more than 0.
     """
@@ -80,10 +84,11 @@ def iso_cts(terms: Sequence[Factors], rank: int, common: float = 0.8, scaling: f
     kept = [whole.cut(rank - own * len(terms))]
     for term in terms if own else ():
         outside = replace(term, b=term.b - kept[0].u @ (kept[0].u.T @ term.b))
-        kept.append(spectrum_of_sum([outside], [1.0]).cut(own))
-    s = torch.cat([one.s for one in kept])
+        found = spectrum_of_sum([outside], [1.0])
+        kept.append(found.cut(min(own, found.rank_beside(float(whole.s[0])))))
     u, v = _nearest(torch.cat([one.u for one in kept], 1)), _nearest(torch.cat([one.v for one in kept]))
-    return Spectrum(u, s.mean().expand(len(s)), v).balanced(len(s), scaling)
+    together = _isotropic(spectrum_of_sum([Factors(u * torch.cat([one.s for one in kept]), v)], [1.0]))
+    return together.balanced(together.rank, scaling)
 
 
 def _isotropic(found: Spectrum) -> Spectrum:
@@ -93,7 +98,7 @@ def _isotropic(found: Spectrum) -> Spectrum:
 
 
 def _nearest(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """The nearest matrix of orthonormal rows or columns."""
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    nearest: Tensor = u @ v
-    return nearest
+    """The nearest matrix of orthonormal rows or columns, on the directions that they span."""
+    found = Spectrum(*torch.linalg.svd(matrix, full_matrices=False))
+    kept = found.cut(found.rank)
+    return kept.u @ kept.v

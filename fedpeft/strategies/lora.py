@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedpeft.errors import SpaceError
 from fedpeft.space import Slot, Space
 from fedpeft.strategies.factors import Factors
 
@@ -105,10 +106,18 @@ def scaling(config: Mapping[str, Any], layer: str, rank: int) -> float:
         config: of PEFT; without a `lora_alpha`, 1 is the answer.
         layer: its name, as in PEFT's state dict.
         rank: at least 1.
+
+    Raises:
+        SpaceError: the alpha is no finite number.
     """
     if "lora_alpha" not in config:
         return 1.0
-    alpha = float(_of_layer(config.get("alpha_pattern") or {}, layer, config["lora_alpha"]))
+    alpha = _of_layer(config.get("alpha_pattern") or {}, layer, config["lora_alpha"])
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise SpaceError(
+            f"lora_alpha of {layer} must be a finite number, got {alpha!r}; set lora_alpha, or the alpha_pattern of "
+            "this layer, in adapter_config.json to what the adapter was trained with"
+        )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

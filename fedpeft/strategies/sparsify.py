@@ -143,8 +143,9 @@ class Breadcrumbs(_EachSlot):
     Davari and Belilovsky, 2024, arXiv 2312.06795, section 3: a mask for each layer between two percentiles of |x|. Of a
     slot of n, round(gamma n) of the largest go and the next max(1, round(density n)) stay; what ties with the largest
     or the smallest that stays does so too, so that a slot of one magnitude is not trimmed at its upper end. A slot too
-    small to lose one loses none; mergekit's `breadcrumbs` keeps nothing of a tensor so small that gamma is less than
-    one of its numbers. What is kept is not scaled up: the paper's alpha is the factor of a `Scaled` around it.
+    small to lose one loses none. mergekit's `breadcrumbs` rounds both numbers down, so with gamma = 0.01 it drops the
+    largest from 100 numbers on, where 51 are enough here, and of a tensor so small that the density is less than one of
+    its numbers it keeps nothing. What is kept is not scaled up: the paper's alpha is the factor of a `Scaled` around it.
 
     On sparse updates beware: gamma is a share of the whole slot, and may be all that is not zero.
 

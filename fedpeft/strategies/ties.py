@@ -14,6 +14,7 @@ from torch import Tensor
 from fedpeft.strategies.base import Additive, Context, Summands, Update
 from fedpeft.strategies.folding import Ballot, add_by_sign, blocks, empty, zeros
 from fedpeft.strategies.planes import Trim
+from fedpeft.strategies.votes import lead
 
 _PARTS = ("plus", "minus", "weight_plus", "weight_minus")
 _CHOICES = {
@@ -41,7 +42,8 @@ class TIES(Additive):
     * mergekit's `ties`: `TIES(weights="mergekit")`, with its `normalize` (without: `aggregate="sum"`), k rounded down;
     * FusionBench: `TIES(trim="global", aggregate="sum", weights="reference", scale=0.3)`.
 
-    A tie makes no step here: no majority, no direction. PEFT and mergekit give it to the positive side; the authors'
+    A tie makes no step here: no majority, no direction; and sides that differ by less than 1e-12 of both are tied, so
+    that weights of .1, .2 and .3 elect what 1, 2 and 3 do. PEFT and mergekit give it to the positive side; the authors'
     code and FusionBench to the side that more of all coordinates are on.
 
     One threshold for the whole adapter starves what is small: a LoRA's B, which began at zero, beside its A. Trimming
@@ -152,9 +154,12 @@ class TIES(Additive):
 
     def _merged(self, total: Summands) -> Float[Tensor, " b"]:
         plus, minus, weight_plus, weight_minus = (total[name] for name in _PARTS)
-        lead = weight_plus - weight_minus if self.elect == "count" else total.get("lead", plus - minus)
-        ahead = lead > 0
-        won = torch.where(ahead, plus, minus).mul_(lead.sign()).mul_(self.scale)
+        if self._leads:
+            elected = total["lead"]
+        else:
+            elected = lead(weight_plus, weight_minus) if self.elect == "count" else lead(plus, minus)
+        ahead = elected > 0
+        won = torch.where(ahead, plus, minus).mul_(elected.sign()).mul_(self.scale)
         if self.aggregate == "margin":
             won /= total["weight"]
         elif self.aggregate == "mean":

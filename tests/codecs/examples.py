@@ -44,6 +44,7 @@ from fedpeft.codecs import (
     chain,
     per_slot,
 )
+from fedpeft.codecs.base import LARGEST, finite
 from fedpeft.space import Slot, Space
 
 
@@ -66,14 +67,15 @@ class Ranking(Codec):
         return {"order": Field("numbers", space.numel, dtype="int32", permutation=True), "largest": Field("numbers", 1)}
 
     def encode(self, delta, space, ctx):
-        order = np.argsort(delta.numpy(), kind="stable").astype(np.int32)
-        return {"order": Numbers(order), "largest": Numbers(delta.abs().max().reshape(1).numpy())}
+        x = finite(delta)
+        order = np.argsort(x, kind="stable").astype(np.int32)
+        return {"order": Numbers(order), "largest": Numbers(np.abs(x).max().reshape(1))}
 
     def decode(self, parts, space, ctx):
-        out = torch.empty(space.numel)
-        levels = torch.linspace(-1, 1, space.numel) * float(parts["largest"].values[0])
-        out[torch.from_numpy(parts["order"].values.astype(np.int64))] = levels
-        return out
+        out = np.empty(space.numel, np.float32)
+        levels = np.linspace(-1, 1, space.numel, dtype=np.float32) * parts["largest"].values[0]
+        out[parts["order"].values] = levels
+        return torch.from_numpy(out)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Lottery(Codec):
     unbiased: ClassVar[bool] = True
 
     def _kept(self, space, ctx):
-        return torch.from_numpy(ctx.shared.permutation(space.numel)[: self._count(space)])
+        return ctx.shared.permutation(space.numel)[: self._count(space)]
 
     def _count(self, space):
         return max(1, round(self.density * space.numel))
@@ -95,12 +97,15 @@ class Lottery(Codec):
         return {"values": Field("numbers", self._count(space))}
 
     def encode(self, delta, space, ctx):
-        return {"values": Numbers(delta[self._kept(space, ctx)].numpy())}
+        values = finite(delta)[self._kept(space, ctx)]
+        if float(np.abs(values).max()) * space.numel / self._count(space) > LARGEST:
+            raise ValueError("a value cannot be scaled up")
+        return {"values": Numbers(values)}
 
     def decode(self, parts, space, ctx):
-        out = torch.zeros(space.numel)
-        out[self._kept(space, ctx)] = torch.from_numpy(parts["values"].values) * (space.numel / self._count(space))
-        return out
+        out = np.zeros(space.numel, np.float32)
+        out[self._kept(space, ctx)] = parts["values"].values * np.float32(space.numel / self._count(space))
+        return torch.from_numpy(out)
 
 
 PLUGINS = {"Ranking": Ranking, "Lottery": Lottery}

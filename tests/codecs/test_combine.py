@@ -142,6 +142,23 @@ def test_feedback_loses_nothing(codec, name):
     assert torch.allclose(received + residual, given, rtol=0, atol=8 * 2.0**-23 * float(largest) + 1e-44)
 
 
+@pytest.mark.parametrize("codec", CODECS, ids=repr)
+@pytest.mark.parametrize("clip", [None, 1e-3, 1e6])
+def test_a_residual_is_memory_of_its_own(codec, clip):
+    delta, carried = normal(SPACE, 1), normal(SPACE, 2)
+    feedback = ErrorFeedback(codec, clip=clip)
+    parts, residual = feedback.encode(delta, carried, SPACE, CONTEXT)
+    sent, decoded = all_bits(parts), codec.decode(parts, SPACE, CONTEXT)
+    kept, again = residual.clone(), decoded.clone()
+    residual.add_(1)
+    assert all_bits(parts) == sent and torch.equal(decoded, again)
+    assert torch.equal(codec.decode(parts, SPACE, CONTEXT), again)
+    assert torch.equal(delta, normal(SPACE, 1)) and torch.equal(carried, normal(SPACE, 2))
+    wanted = Clip(clip).forward(delta, SPACE, CONTEXT) + carried if clip else delta + carried
+    assert torch.equal(kept, wanted - again)
+    assert all_bits(feedback.encode(delta, carried, SPACE, CONTEXT)[0]) == sent
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 def test_feedback_is_its_two_equations(decay):
     delta, residual = normal(SPACE, 1), normal(SPACE, 2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from fedpeft.codecs import SRHT, Codec, Context, Rotated, Ternary, TopK, chain, per_slot
+from fedpeft.codecs import SRHT, Clip, Codec, Context, Rotated, Ternary, TopK, chain, per_slot
 from fedpeft.kernels import device
 from fedpeft.space import Slot, Space
 from tests.codecs.examples import CODECS, CONTEXT, DELTAS, LARGE, SPACE, all_bits, normal
@@ -93,6 +93,17 @@ def test_parts_of_a_composed_codec_are_the_same(where):
     assert_same(codec, normal(LARGE), LARGE, where)
 
 
+@on_every_device
+@pytest.mark.parametrize("name", DELTAS)
+@pytest.mark.parametrize("norm", [1e-3, 0.7, 1e6])
+def test_a_clipped_delta_is_the_same(name, norm, where):
+    for space in (SPACE, LARGE):
+        delta = DELTAS[name](space)
+        with device.anywhere():
+            there = Clip(norm).forward(delta.to(where), space, CONTEXT)
+        assert there.device.type == where and torch.equal(there.cpu(), Clip(norm).forward(delta, space, CONTEXT))
+
+
 class Crossing(TorchFunctionMode):
     """Counts the bytes that are copied to the host."""
 
@@ -128,6 +139,14 @@ def test_numbas_sums_are_asked_for_where_an_order_of_addition_could_show(codec, 
     monkeypatch.setattr("fedpeft.kernels.device.sums.settled", lambda value, slack: np.zeros(value.shape, bool))
     monkeypatch.setattr("fedpeft.kernels.device.sums.row_sums", lambda term, *rows: np.ones(len(rows[0])))
     assert_same(codec, normal(LARGE), LARGE, "cpu")
+
+
+def test_numbas_sum_decides_a_bound_where_an_order_of_addition_could_show(monkeypatch):
+    expected = Clip(0.7).forward(normal(LARGE), LARGE, CONTEXT)
+    monkeypatch.setattr("fedpeft.kernels.device.sums.settled", lambda value, slack: np.zeros(value.shape, bool))
+    monkeypatch.setattr("fedpeft.kernels.device.sums.row_sums", lambda term, *rows: np.ones(len(rows[0])))
+    with device.anywhere():
+        assert torch.equal(Clip(0.7).forward(normal(LARGE), LARGE, CONTEXT), expected)
 
 
 def test_only_what_lies_on_a_gpu_is_held_unless_asked():

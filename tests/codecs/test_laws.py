@@ -1,6 +1,8 @@
 """What holds for every codec, a stranger's too."""
 
 import pickle
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +116,39 @@ def test_encode_is_pure(codec):
     assert all_bits(codec.encode(other, LARGE, CONTEXT)) == first
     assert torch.equal(x, before)
     assert all_bits(codec.encode(x.clone().requires_grad_().detach(), LARGE, CONTEXT)) == first
+
+
+@every_codec
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_a_delta_of_another_type_is_encoded_as_its_float32(codec, dtype):
+    x = normal(SPACE).to(dtype)
+    expected = all_bits(codec.encode(x.float(), SPACE, CONTEXT))
+    assert all_bits(codec.encode(x.repeat_interleave(2)[::2], SPACE, CONTEXT)) == expected
+
+
+@contextmanager
+def torch_defaults(device, dtype):
+    """Another device and type of what torch makes without being told."""
+    before = torch.get_default_device(), torch.get_default_dtype()
+    torch.set_default_device(device)
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_device(before[0])
+        torch.set_default_dtype(before[1])
+
+
+@every_codec
+@pytest.mark.parametrize(("device", "dtype"), [("meta", torch.float32), ("cpu", torch.float64)], ids=str)
+def test_torchs_defaults_change_nothing(codec, device, dtype):
+    x, ctx = normal(SPACE), replace(CONTEXT, start=normal(SPACE, 6), before=normal(SPACE, 7))
+    expected = there_and_back(codec, x, ctx=ctx)
+    with torch_defaults(device, dtype):
+        parts, sketch = codec.encode(x, SPACE, ctx), codec.sketch(SPACE, ctx)
+        made = [codec.decode(parts, SPACE, ctx)] + ([sketch.spread(sketch.values(parts))] if sketch else [])
+    for y in made:
+        assert (y.device.type, y.dtype) == ("cpu", torch.float32) and torch.equal(y, expected)
 
 
 @every_codec

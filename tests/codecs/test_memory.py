@@ -1,6 +1,10 @@
-"""How much memory the sparse codecs and the quantisers take beside the delta."""
+"""How much memory the codecs take beside the delta, and error feedback around them."""
 
+import ctypes
+import gc
+import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +15,11 @@ from fedpeft.codecs import (
     QSGD,
     Block4,
     Budget,
+    Clip,
     Context,
     DeadZone,
+    ErrorFeedback,
+    Fragments,
     Identity,
     LogByte,
     LowRank,
@@ -25,6 +32,7 @@ from fedpeft.codecs import (
     TopK,
     Uniform,
     chain,
+    per_slot,
 )
 from fedpeft.space import Slot, Space
 
@@ -73,3 +81,61 @@ def test_at_most_twice_the_delta(codec):
     parts, encoding = peak(lambda: codec.encode(X, LARGE, CONTEXT))
     _, decoding = peak(lambda: codec.decode(parts, LARGE, CONTEXT))
     assert encoding < 2 * 4 * LARGE.numel + SCRATCH and decoding < 2 * 4 * LARGE.numel + SCRATCH
+
+
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+seen_by_the_system = pytest.mark.skipif(not os.access(CLEAR, os.W_OK), reason="needs Linux's account of memory")
+HUGE = Space(tuple(Slot(f"{i}.{ab}", (8, 1 << 17), f"lora_{ab}") for i in range(4) for ab in "AB"))
+
+
+def resident(call):
+    """What a call gives, and by how many deltas the process grew meanwhile at most: torch's memory counts too."""
+    gc.collect()
+    # What the allocator keeps of freed memory would be taken again without being seen.
+    ctypes.CDLL(None).malloc_trim(0)
+    CLEAR.write_text("5")
+    before = _status("VmRSS")
+    return call(), (_status("VmHWM") - before) / (4 * HUGE.numel)
+
+
+def _status(name):
+    return next(1024 * int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+
+
+@pytest.fixture(scope="module")
+def huge():
+    return torch.from_numpy(np.random.default_rng(0).standard_normal(HUGE.numel, np.float32))
+
+
+SPARSE, PARTS = Ternary(0.05), 0.4  # what is sent, a byte a number at most, and small change
+
+
+@seen_by_the_system
+@pytest.mark.parametrize(
+    ("codec", "encoding", "decoding"),
+    [
+        (Identity(), 0, 1),
+        (chain(Clip(1.0), Identity()), 1, 1),
+        (chain(Clip(1.0), SPARSE), 1, 1),
+        (per_slot({"lora_A": Uniform(4)}, default=SPARSE), 1, 2),
+        (Fragments(SPARSE, count=2), 2, 1.5),
+        (Fragments(SPARSE, count=1), 2, 2),
+    ],
+    ids=repr,
+)
+def test_what_torch_takes_counts_too(codec, encoding, decoding, huge):
+    codec.encode(huge, HUGE, CONTEXT)
+    parts, most = resident(lambda: codec.encode(huge, HUGE, CONTEXT))
+    assert most < encoding + PARTS
+    _, most = resident(lambda: codec.decode(parts, HUGE, CONTEXT))
+    assert most < decoding + PARTS
+
+
+@seen_by_the_system
+@pytest.mark.parametrize("codec", [Identity(), SPARSE, Uniform(4), TopK(0.03)], ids=repr)
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_error_feedback_holds_what_it_wants_and_what_was_decoded(codec, clip, huge):
+    feedback = ErrorFeedback(codec, clip=clip)
+    feedback.encode(huge, huge, HUGE, CONTEXT)
+    _, most = resident(lambda: feedback.encode(huge, huge, HUGE, CONTEXT))
+    assert most < 2 + PARTS

@@ -133,7 +133,13 @@ def test_what_needs_data_is_refused_before_a_folder_is_read(strategy):
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [([1, 2], "expected 3 weights"), ([1, 0, 1], "positive and finite, got 0"), ([1, math.inf, 1], "got inf")],
+    [
+        ([1, 2], "expected 3 weights"),
+        ([1, 0, 1], "positive and finite, got 0"),
+        ([1, math.inf, 1], "got inf"),
+        ([1e308, 1e308, 1], "sum of weights must be a finite number of usual size, got inf; only their proportions"),
+        ([1e-320, 1e-320, 1e-320], "sum of weights must be a finite number of usual size, got 3"),
+    ],
 )
 def test_weights_are_checked(three, weights, message):
     for merge in (lambda: merge_adapters(three, Mean(), weights), lambda: stack_adapters(three, weights)):
@@ -164,3 +170,34 @@ def test_bad_folders_are_named(base, three, tmp_path):
     adapter.save(tmp_path / "huge")
     with pytest.raises(FedpeftError, match="makes values that are not finite"):
         merge_adapters([tmp_path / "huge"], Scaled(Mean(), 1e3))
+
+
+def test_weights_in_another_form_are_not_opened_and_the_way_out_leads_out(base, three, tmp_path):
+    model = peft.PeftModel.from_pretrained(fresh(base), three[1])
+    model.save_pretrained(tmp_path / "b", safe_serialization=False)
+    assert not (tmp_path / "b" / "adapter_model.safetensors").exists()
+    with pytest.raises(
+        SpaceError, match="b: adapter_model.bin is pickled, and opening a pickle can run any code.*PEFT"
+    ):
+        merge_adapters([three[0], tmp_path / "b"], Mean())
+    loaded = peft.PeftModel.from_pretrained(fresh(base), tmp_path / "b")
+    loaded.save_pretrained(tmp_path / "b", safe_serialization=True)
+    merged = merge_adapters([three[0], tmp_path / "b"], Mean()).adapter
+    assert torch.equal(merged.vector, merge_adapters(three[:2], Mean()).adapter.vector)
+    (tmp_path / "b" / "adapter_model.bin").unlink()
+    (tmp_path / "b" / "adapter_model.safetensors").rename(tmp_path / "b" / "adapter_model-00001-of-00001.safetensors")
+    with pytest.raises(SpaceError, match="b: the weights are in pieces, such as adapter_model-00001-of-00001.safeten"):
+        merge_adapters([three[0], tmp_path / "b"], start=three[1], strategy=Mean())
+
+
+@pytest.mark.parametrize("alpha", [None, "8", [8], math.inf], ids=repr)
+@pytest.mark.parametrize("merge", [lambda f: merge_adapters(f, FlexLoRA()), stack_adapters])
+def test_an_alpha_that_is_no_number_is_named(three, alpha, merge):
+    with pytest.raises(SpaceError, match="a: lora_alpha of base_model.* must be a finite number, got .*adapter_config"):
+        merge([changed(three[0], lora_alpha=alpha, alpha_pattern={}), three[1]])
+
+
+def test_a_pattern_that_cannot_be_read_is_named(three):
+    for patterns in ([1], {"(": 2}):
+        with pytest.raises(SpaceError, match="a: expected an adapter as PEFT writes it"):
+            merge_adapters([changed(three[0], alpha_pattern=patterns), three[1]], Mean())

@@ -15,6 +15,7 @@ from fedpeft.strategies import (
     DARE,
     OPCM,
     TIES,
+    Breadcrumbs,
     FlexLoRA,
     IsoC,
     KnOTS,
@@ -85,6 +86,14 @@ def test_ties_is_pefts_with_its_square_roots(base, three, tmp_path, elect, metho
     check_equal(products(base, tmp_path / "m"), combined(base, three, tmp_path, weights=weights, **how))
 
 
+@pytest.mark.parametrize("weights", [[2.0, 1.0, 0.5], [1.0, 1.0, 1.0]])
+def test_magnitude_prune_is_pefts_with_its_square_roots(base, three, tmp_path, weights):
+    roots = [math.sqrt(w) for w in weights]
+    merge_adapters(three, Breadcrumbs(Scaled(Mean(), sum(roots)), 0.5, gamma=0.0), roots).save(tmp_path / "m")
+    theirs = combined(base, three, tmp_path, weights=weights, combination_type="magnitude_prune", density=0.5)
+    check_equal(products(base, tmp_path / "m"), theirs)
+
+
 @pytest.mark.parametrize("rank", [2, 4, 7])
 def test_svd_is_pefts(base, three, tmp_path, rank):
     weights = [2.0, 1.0, 0.5]
@@ -93,6 +102,12 @@ def test_svd_is_pefts(base, three, tmp_path, rank):
     shares = [w / sum(weights) for w in weights]
     theirs = combined(base, three, tmp_path, weights=shares, combination_type="svd", svd_rank=rank)
     check_equal(products(base, tmp_path / "m"), theirs, tolerance=1e-4)
+
+
+def test_cat_as_a_sum_is_pefts(base, three, tmp_path):
+    merge_adapters(three, Scaled(FlexLoRA(rank=12), 3.0)).save(tmp_path / "m")
+    theirs = combined(base, three, tmp_path, weights=[1.0] * 3, combination_type="cat")
+    check_equal(products(base, tmp_path / "m"), theirs)
 
 
 def test_cat_is_pefts(base, three, tmp_path):

@@ -137,7 +137,7 @@ EXAMPLES = [
     example(PCB(1.0, 1.5), "alone between scale split weightless"),
     *(example(Consensus(*how), "split weightless") for how in ((), (1.0, 1), (2.0, 4))),
     *(example(OPCM(alpha), "between order split weightless") for alpha in (0.0, 0.5, 0.9)),
-    *(example(MaTS(4, metric), "between") for metric in ("fisher", "gram", "both")),
+    *(example(MaTS(4, metric), "between") for metric in ("fisher", "gram", "both", "kronecker")),
 ]  # fmt: skip
 
 

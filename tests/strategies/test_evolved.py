@@ -100,3 +100,12 @@ def test_evaluations_are_never_more_and_adapters_that_are_no_good_are_passed_ove
 def test_a_wrong_argument_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_a_weight_that_cannot_be_merged_is_told_before_anything_is(weight):
+    cohort = [*updates(2), Update(updates(1)[0].delta, weight)]
+    with pytest.raises(ValueError, match="a weight must be positive and finite, got"):
+        optimise_weights(cohort, CTX, lambda adapter: pytest.fail("nothing may be merged"))
+    with pytest.raises(ValueError, match="expected a delta of shape"):
+        optimise_weights([Update(torch.zeros(3))], CTX, lambda adapter: pytest.fail("nothing may be merged"))

@@ -90,6 +90,52 @@ def test_without_own_directions_it_is_iso_c_of_the_sum():
         assert np.allclose(written(iso_cts(terms, 6, common)), expected, atol=1e-8)
 
 
+def outside(found, terms):
+    """What share of a result lies outside the rows and the columns of the terms."""
+    sides = [t.b for t in terms], [t.a.T for t in terms]
+    columns, rows = (torch.linalg.qr(torch.cat(side, 1))[0].numpy() for side in sides)
+    x = written(found)
+    inside = columns @ (columns.T @ x @ rows) @ rows.T
+    return np.linalg.norm(x - inside) / np.linalg.norm(x)
+
+
+def nothing(term):
+    return Factors(torch.zeros_like(term.b), term.a)
+
+
+@pytest.mark.parametrize(
+    ("add", "directions"),
+    [
+        (lambda term: [term], 9),
+        (lambda term: [term, term], 8),
+        (lambda term: [nothing(term)], 9),
+        (lambda term: [Factors(term.b[:, :1], term.a[:1])], 10),
+    ],
+    ids=["equal", "three equal", "zero", "one direction"],
+)
+def test_no_direction_is_made_up_where_clients_agree_or_add_nothing(add, directions):
+    """Of ten directions each client has one and the rest is common."""
+    term = factors_of(1, rank=10)[0]
+    terms = [term, *add(term)]
+    found = iso_cts(terms, 10)
+    assert outside(found, terms) < 1e-12
+    s = np.linalg.svd(written(found), compute_uv=False)
+    assert found.rank == int((s > 1e-9 * s[0]).sum()) == directions and np.allclose(s[:directions], s[0])
+
+
+def test_clients_that_agree_are_one_with_so_many_directions_less():
+    term = factors_of(1, rank=10)[0]
+    once, twice = (written(iso_cts(terms, 10)) for terms in ([term], [term, term]))
+    u, _, v = np.linalg.svd(written(term), full_matrices=False)
+    for found, rank in ((once, 10), (twice, 9)):
+        top = u[:, :rank] @ v[:rank]
+        assert np.allclose(found / np.linalg.norm(found), top / np.linalg.norm(top), atol=1e-9)
+
+
+def test_nothing_of_all_stays_nothing():
+    assert not written(iso_cts([nothing(term) for term in factors_of(3)], 10)).any()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

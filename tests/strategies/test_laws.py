@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -30,6 +31,10 @@ def test_every_public_strategy_is_held_to_the_laws():
     kinds = {kind for kind in NAMES.values() if isinstance(kind, type)}
     assert {type(strategy) for strategy in known} == {*kinds, BySlot}
     assert len(known) == len(EXAMPLES)
+    for strategy in known - {e for e in known if isinstance(e, BySlot)}:
+        for name, hint in get_type_hints(type(strategy)).items():
+            if get_origin(hint) is Literal:
+                assert {getattr(other, name) for other in known if type(other) is type(strategy)} == {*get_args(hint)}
     laws = {"alone", "between", "scale", "split", "proportion", "weightless", "order", "nothing", "huge"}
     assert all(e.breaks <= laws for e in EXAMPLES)
 
@@ -106,6 +111,30 @@ def test_a_delta_of_another_size_is_refused(strategy, shape):
 
 
 @every_strategy
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+@without_type_checks()
+def test_a_delta_of_another_type_is_refused(strategy, kind):
+    with pytest.raises(ValueError, match=rf"expected a delta of torch.float32, got {kind}: merge its .float\(\)"):
+        merged(strategy, [replace(u, sent=u.delta.to(kind)) for u in updates(9)])
+
+
+@every_strategy
+@without_type_checks()
+def test_weights_whose_sum_would_overflow_are_refused(strategy):
+    with pytest.raises(
+        ValueError, match=r"a weight must be at most 1e\+100, so that sums stay finite, got 1e\+308: div"
+    ):
+        merged(strategy, [replace(u, weight=1e308) for u in updates(9)])
+
+
+@every_strategy_that_keeps("proportion")
+@without_type_checks()
+def test_the_heaviest_weights_count_as_others_do(strategy):
+    heaviest = merged(strategy, [replace(u, weight=1e100) for u in updates(9)])
+    assert close(heaviest, merged(strategy, [replace(u, weight=1.0) for u in updates(9)]))
+
+
+@every_strategy
 def test_too_few_updates_are_refused(strategy):
     with pytest.raises(ValueError, match="nothing to merge|merges at least"):
         merged(strategy, updates(strategy.least)[: strategy.least - 1])
@@ -118,6 +147,21 @@ def test_only_the_proportion_of_weights_counts(strategy):
     for factor in (2.0**-20, 8.0, 3.7):
         scaled = merged(strategy, [replace(u, weight=u.weight * factor) for u in cohort])
         assert close(scaled, merged(strategy, cohort))
+
+
+def tied(weights):
+    """On every other coordinate 1 and 2 vote against 3; on the rest all agree."""
+    x = updates(1)[0].delta
+    turned = torch.where(torch.arange(SPACE.numel) % 2 == 0, -x, x)
+    return [replace(u, sent=s, weight=w) for u, s, w in zip(updates(9), 3 * [x, x, turned], 3 * weights, strict=True)]
+
+
+@every_strategy_that_keeps("proportion")
+@pytest.mark.parametrize("weights", [[0.1, 0.2, 0.3], [0.3, 0.6, 0.9]], ids=repr)
+@without_type_checks()
+def test_votes_that_tie_in_whole_numbers_tie_in_fractions(strategy, weights):
+    whole = merged(strategy, tied([1.0, 2.0, 3.0]))
+    assert torch.allclose(merged(strategy, tied(weights)), whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
 
 
 @every_strategy_that_keeps("split")

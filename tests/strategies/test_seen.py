@@ -1,8 +1,12 @@
 """Each row of a head is the mean over those who moved it."""
 
+import peft
 import pytest
 import torch
+from torch import nn
 
+from fedpeft.adapters import AdaptedModel, Adapter
+from fedpeft.random import Purpose, Stream
 from fedpeft.space import Slot, Space
 from fedpeft.strategies import Context, Mean, SeenMean, Update
 
@@ -38,3 +42,40 @@ def test_a_row_that_moved_by_nothing_but_its_bias_is_a_row_of_each_slot_alone():
     merged = SPACE.tensors(SeenMean().merge([Update(delta), site([0], 1.0)], Context(SPACE)))
     assert merged["score.bias"].tolist() == [1.0, 1.0, 0.0]
     assert merged["score.weight"].tolist() == [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+class Net(nn.Module):
+    """A classifier of two layers behind a layer whose name ends as its own does."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.pre_classifier, self.classifier = nn.Linear(4, 4), nn.Linear(4, 4), nn.Module()
+        self.classifier.dense, self.classifier.out_proj = nn.Linear(4, 4), nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("saved", "heads"),
+    [
+        (["classifier.out_proj"], {"classifier.out_proj"}),
+        (["out_proj"], {"classifier.out_proj"}),
+        (["classifier"], {"classifier.out_proj", "classifier.dense"}),
+        (["classifier.dense", "pre_classifier"], {"classifier.dense", "pre_classifier"}),
+        (None, set()),
+    ],
+)
+def test_a_module_that_peft_saves_is_a_head_by_whatever_end_of_its_path(saved, heads, tmp_path):
+    config = peft.LoraConfig(r=1, target_modules=["query"], modules_to_save=saved)
+    model = AdaptedModel(Net(), config, "", "net", Stream(0, Purpose.INIT))
+    roles = {slot.name: slot.role for slot in model.space.slots}
+    model.adapter(model.read()).save(tmp_path)
+    assert {slot.name: slot.role for slot in Adapter.load(tmp_path).space.slots} == roles
+    found = {name.removeprefix("base_model.model.").rpartition(".")[0] for name in roles if roles[name] == "head"}
+    assert found == heads
+    assert {role for name, role in roles.items() if "query" in name} == {"lora_A", "lora_B"}
+    trained = {name for name in roles if "classifier" in name and roles[name] == "head"}
+    cohort = [Update(torch.zeros(model.space.numel)) for _ in range(2)]
+    for row, update in enumerate(cohort):
+        for name in trained:
+            model.space.view(update.delta, name)[row] = 2.0
+    merged = model.space.tensors(SeenMean().merge(cohort, Context(model.space)))
+    assert all((merged[name][:2] == 2.0).all() for name in trained)

@@ -15,6 +15,7 @@ from fedpeft.kernels.device.philox import stream_words
 from fedpeft.kernels.device.placement import anywhere, finite, holds, to_host
 from fedpeft.kernels.device.planes import pack_bits, pack_codes, unpack_codes
 from fedpeft.kernels.device.select import kth_magnitude
+from fedpeft.kernels.device.squares import of_square
 from fedpeft.kernels.device.strata import stratified
 from fedpeft.kernels.device.ternary import pack_ternary
 
@@ -25,6 +26,7 @@ __all__ = [
     "holds",
     "keep_largest",
     "kth_magnitude",
+    "of_square",
     "pack_bits",
     "pack_codes",
     "pack_ternary",
