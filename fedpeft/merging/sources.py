@@ -123,8 +123,7 @@ def load(folder: Path) -> Adapter:
     _check_weights(folder)
     try:
         adapter = Adapter.load(folder)
-        for module in modules(adapter.space):
-            scaling(adapter.config, module.name, module.rank)
+        _check_scalings(folder, adapter)
     except (ValueError, AttributeError, TypeError, re.error) as error:
         raise SpaceError(f"{folder}: expected an adapter as PEFT writes it: {error}") from None
     if not torch.isfinite(adapter.vector).all():
@@ -151,3 +150,11 @@ def _check_weights(folder: Path) -> None:
                 f"{folder}: the weights are in pieces, such as {path.name}, which PEFT does not read either; put their "
                 f"tensors together into one {WEIGHTS}, by safetensors.torch.load_file and save_file"
             )
+
+
+def _check_scalings(folder: Path, adapter: Adapter) -> None:
+    try:
+        for module in modules(adapter.space):
+            scaling(adapter.config, module.name, module.rank)
+    except SpaceError as error:
+        raise SpaceError(f"{folder}: {error}") from None

@@ -64,8 +64,7 @@ def _checked(folders: Sequence[Path], weights: Sequence[float] | None) -> Sequen
             raise ValueError(f"a weight must be positive and finite, got {weight:g}; a negative factor is for `Scaled`")
     if not sys.float_info.min <= sum(weights) < math.inf:
         raise ValueError(
-            f"the sum of weights must be a finite number of usual size, got {sum(weights):g}; only their proportions "
-            "count, so give numbers around 1"
+            f"the sum of weights must be a finite number of usual size, got {sum(weights):g}; give numbers around 1"
         )
     return weights
 

@@ -137,8 +137,8 @@ def test_what_needs_data_is_refused_before_a_folder_is_read(strategy):
         ([1, 2], "expected 3 weights"),
         ([1, 0, 1], "positive and finite, got 0"),
         ([1, math.inf, 1], "got inf"),
-        ([1e308, 1e308, 1], "sum of weights must be a finite number of usual size, got inf; only their proportions"),
-        ([1e-320, 1e-320, 1e-320], "sum of weights must be a finite number of usual size, got 3"),
+        ([1e308, 1e308, 1], "sum of weights must be a finite number of usual size, got inf; give numbers around 1"),
+        ([1e-320, 1e-320, 1e-320], "sum of weights must be a finite number of usual size, got .*e-320"),
     ],
 )
 def test_weights_are_checked(three, weights, message):
