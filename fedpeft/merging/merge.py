@@ -15,7 +15,6 @@ from fedpeft.merging.rules import (
     check_usable,
     doubtful,
     goes_by_products,
-    of_adapters,
     ranks_wanted,
 )
 from fedpeft.merging.settings import of_products
@@ -68,7 +67,7 @@ def merge_adapters(
     form, wanted = _forms(sources, strategy)
     sources = replace(sources, form=form)
     ctx = Context(form.space, sources.start, seed)
-    delta = of_adapters(strategy).merge(sources, ctx)
+    delta = strategy.merge(sources, ctx)
     if not torch.isfinite(delta).all():
         raise FedpeftError(f"{strategy} makes values that are not finite of these adapters; choose another strategy")
     adapter = form.adapter(ctx.adapter(Update(delta)))

@@ -1,16 +1,11 @@
 """What a strategy of a run means where whole adapters are merged: asked of it, and of every strategy inside it."""
 
 from collections.abc import Iterator
-from dataclasses import replace
-
-from jaxtyping import Float
-from torch import Tensor
 
 from fedpeft.merging.settings import whole
 from fedpeft.space import Space
 from fedpeft.strategies import (
     Bulyan,
-    Context,
     FlexLoRA,
     GeometricMedian,
     IsoC,
@@ -33,7 +28,6 @@ from fedpeft.strategies.wrapping import After, Wrapper
 _SAFE = Mean, Median, TrimmedMean, GeometricMedian, Krum, Bulyan, SeenMean, ByProduct, SubspaceStep
 # What they do to an outcome, they do to LoRA factors alone.
 _TO_FACTORS = IsoC, RankAllocation
-_FIRST = frozenset({"lora_A", "lora_embedding_A"})
 
 
 def check_usable(strategy: Strategy) -> None:
@@ -75,17 +69,6 @@ def check_space(strategy: Strategy, space: Space, *, start: bool) -> None:
             )
 
 
-def of_adapters(strategy: Strategy) -> Strategy:
-    """The same for whole adapters: a factor is that of a LoRA's product where the strategy inside merges products."""
-    if isinstance(strategy, BySlot):
-        rules = tuple((pattern, of_adapters(rule)) for pattern, rule in strategy.rules)
-        return BySlot(rules, of_adapters(strategy.default))
-    if not isinstance(strategy, Wrapper):
-        return strategy
-    inner = of_adapters(strategy.strategy)
-    return _OfProducts(inner, strategy.factor) if type(strategy) is Scaled else replace(strategy, strategy=inner)
-
-
 def ranks_wanted(strategy: Strategy, space: Space) -> dict[str, int]:
     """The rank that a strategy names for each layer, where it names one."""
     if isinstance(strategy, FlexLoRA):
@@ -112,22 +95,6 @@ def doubtful(strategy: Strategy, space: Space) -> tuple[str, ...]:
     if isinstance(strategy, (*_TO_FACTORS, BySlot)) or kept:
         return tuple(sorted(name for one, group in _inside(strategy, space) for name in doubtful(one, group)))
     return whole(space)
-
-
-class _OfProducts(Scaled):
-    """A factor of whole adapters: where the strategy inside merges products, it leaves each LoRA's A as it is."""
-
-    def __repr__(self) -> str:
-        return repr(Scaled(self.strategy, self.factor))
-
-    def after(self, merged: Float[Tensor, " d"], ctx: Context) -> Float[Tensor, " d"]:
-        """What was merged, at the factor."""
-        scaled, settled = super().after(merged, ctx), self.strategy.settled(ctx.space)
-        if any({module.a, module.b} <= settled for module in modules(ctx.space)):
-            for slot in ctx.space.slots:
-                if slot.role in _FIRST:
-                    ctx.space.view(scaled, slot.name).copy_(ctx.space.view(merged, slot.name))
-        return scaled
 
 
 def _inside(strategy: Strategy, space: Space) -> tuple[tuple[Strategy, Space], ...]:

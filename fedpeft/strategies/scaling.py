@@ -10,8 +10,11 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.strategies.base import Context, Update
+from fedpeft.strategies.lora import modules
 from fedpeft.strategies.wrapping import After, Before
 from fedpeft.ternary import TernaryDelta
+
+_FIRST = frozenset({"lora_A", "lora_embedding_A"})  # of the two factors of a product
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Scaled(After):
     Ilharco, Ribeiro, Wortsman, Gururangan, Schmidt, Hajishirzi and Farhadi, 2023, arXiv 2212.04089, section 2; a factor
     below zero is their negation: it takes what was learned away. Zhang, Chen, Liu and He, 2023, arXiv 2306.14870, do
     the same to PEFT modules. A LoRA's step is the product B A, so to negate a whole adapter negate one of its factors:
-    `by_slot({"lora_B": Scaled(Mean(), -1.0)}, default=Mean())`; minus both is the same product again.
+    `by_slot({"*.lora_*B*": Scaled(Mean(), -1.0)}, default=Mean())`; minus both is the same product again. Around a
+    strategy that merges the products of whole adapters, such as `FlexLoRA()`, the factor is the product's.
 
     The literature's sum over tasks is `Scaled(Mean(), lambda * number of tasks)` at equal weights. What says where
     parameters shall be cannot be scaled in a run: a part of the way to other factors, or to another order, is neither.
@@ -52,8 +56,14 @@ class Scaled(After):
         return self.strategy.offline
 
     def after(self, merged: Float[Tensor, " d"], ctx: Context) -> Float[Tensor, " d"]:
-        """The product."""
-        return (merged.double() * self.factor).float()
+        """The product; of whole adapters whose LoRA products the strategy inside merges, A stays as it is."""
+        scaled = (merged.double() * self.factor).float()
+        settled = frozenset() if ctx.start is not None else self.strategy.settled(ctx.space)
+        if any({module.a, module.b} <= settled for module in modules(ctx.space)):
+            for slot in ctx.space.slots:
+                if slot.role in _FIRST:
+                    ctx.space.view(scaled, slot.name).copy_(ctx.space.view(merged, slot.name))
+        return scaled
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ class Breadcrumbs(_EachSlot):
     or the smallest that stays does so too, so that a slot of one magnitude is not trimmed at its upper end. A slot too
     small to lose one loses none. mergekit's `breadcrumbs` rounds both numbers down, so with gamma = 0.01 it drops the
     largest from 100 numbers on, where 51 are enough here, and of a tensor so small that the density is less than one of
-    its numbers it keeps nothing. What is kept is not scaled up: the paper's alpha is the factor of a `Scaled` around it.
+    its numbers it keeps nothing. What is kept is not scaled up: the alpha of the paper is that of a `Scaled` around it.
 
     On sparse updates beware: gamma is a share of the whole slot, and may be all that is not zero.
 

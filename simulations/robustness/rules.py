@@ -45,9 +45,9 @@ _FP32 = "Identity()"
 RULES = (
     Rule("mean", "Mean()"),
     Rule("clip-norm", "ClipNorm(Mean(), 2.0)"),
-    Rule("ties", "TIES(trim='none')"),
+    Rule("ties", "TIES(trim='none', scale=0.2)"),  # what few sites agree on is as long a step as what all do
     Rule("ties-margin", "TIES(trim='none', elect='count', aggregate='margin')"),
-    Rule("majority", "Majority()"),
+    Rule("majority", "Scaled(Majority(), 0.2)"),
     Rule("median", "Median()"),
     Rule("ternary-median", "TernaryMedian()"),
     Rule("trimmed-mean", "TrimmedMean(0.3)"),
