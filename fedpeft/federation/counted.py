@@ -1,9 +1,8 @@
 """What the updates that a round has counted come to: the merged delta, and how far it is from their mean product."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from fedpeft.federation.pools import Pools
 from fedpeft.federation.replies import Replies
 from fedpeft.space import Space
 from fedpeft.strategies import Context, Update, modules, product_error
+from fedpeft.strategies.mapped import Mapped
 
 _PROBES = 8  # for a few per cent of accuracy, at the cost of reading the updates once more
 
@@ -97,7 +97,7 @@ class Counted:
 
     def _updates(self, records: Sequence[Record], statistics: bool = True) -> Sequence[Update]:
         merged = [record for record in records if record["node"] != self.plan.root]
-        return _Reading(merged, lambda record: self._read(record, statistics))
+        return Mapped(merged, lambda record: self._read(record, statistics))
 
     def _pooled(self, records: Sequence[Record]) -> Sequence[Update]:
         """The updates, summed before they are decoded; none where the strategy or the codec needs each for itself."""
@@ -124,22 +124,3 @@ class Counted:
             for name, digest in (record["statistics"] if beside else {}).items()
         }
         return Update(sent, record["weight"], statistics)
-
-
-class _Reading(Sequence[Update]):
-    """Updates, each read from the journal whenever it is asked for."""
-
-    def __init__(self, records: Sequence[Record], read: Callable[[Record], Update]) -> None:
-        self._records, self._read = records, read
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, index: int) -> Update: ...
-    @overload
-    def __getitem__(self, index: slice) -> "_Reading": ...
-    def __getitem__(self, index: int | slice) -> "Update | _Reading":
-        if isinstance(index, slice):
-            return _Reading(self._records[index], self._read)
-        return self._read(self._records[index])

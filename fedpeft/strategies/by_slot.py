@@ -1,9 +1,8 @@
 """Another strategy for each group of slots: merging by layer and by role."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from fedpeft.space import Space
 from fedpeft.strategies.base import Additive, Broadcast, Context, Strategy, Summands, Update, check
+from fedpeft.strategies.mapped import Mapped
 from fedpeft.strategies.statistics import statistic_space
 
 
@@ -142,7 +142,7 @@ class BySlot(Additive):
         if self.additive:
             return super().merge(updates, ctx)
         found = {
-            str(i): strategy.merge(_Parts(updates, ctx, strategy, group), _inside(ctx, i, group))
+            str(i): strategy.merge(_parts(updates, ctx, strategy, group), _inside(ctx, i, group))
             for i, strategy, group in _grouped(self, ctx.space)
         }
         return self._together(found, ctx)
@@ -218,27 +218,11 @@ def _part(update: Update, ctx: Context, strategy: Strategy, group: Space) -> Upd
     return replace(update, sent=ctx.space.take(update.delta, group), statistics=statistics)
 
 
-class _Parts(Sequence[Update]):
-    """A group's share of each update, made when it is read."""
+def _parts(updates: Sequence[Update], ctx: Context, strategy: Strategy, group: Space) -> Sequence[Update]:
+    """A group's share of each update, checked and made when it is read."""
 
-    def __init__(self, updates: Sequence[Update], ctx: Context, strategy: Strategy, group: Space) -> None:
-        self._updates, self._ctx, self._strategy, self._group = updates, ctx, strategy, group
+    def part(update: Update) -> Update:
+        check([update], ctx, strategy.asks(ctx.round))
+        return _part(update, ctx, strategy, group)
 
-    def __len__(self) -> int:
-        return len(self._updates)
-
-    @overload
-    def __getitem__(self, i: int) -> Update: ...
-    @overload
-    def __getitem__(self, i: slice) -> "_Parts": ...
-    def __getitem__(self, i: int | slice) -> "Update | _Parts":
-        if isinstance(i, slice):
-            return _Parts(self._updates[i], self._ctx, self._strategy, self._group)
-        return self._share(self._updates[i])
-
-    def __iter__(self) -> Iterator[Update]:
-        return map(self._share, self._updates)
-
-    def _share(self, update: Update) -> Update:
-        check([update], self._ctx, self._strategy.asks(self._ctx.round))
-        return _part(update, self._ctx, self._strategy, self._group)
+    return Mapped(updates, part)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedpeft.errors import ConfigError
 from fedpeft.strategies.base import Context, Strategy, Update, check, check_number
+from fedpeft.strategies.mapped import Mapped
 from fedpeft.strategies.mean import Mean
 
 Objective: TypeAlias = Callable[[Tensor], float]
@@ -113,7 +114,10 @@ class _Search:
         return min(max(value, -_WORST), _WORST) if math.isfinite(value) else _WORST
 
     def _merge(self, weights: tuple[float, ...]) -> Float[Tensor, " d"]:
-        return self._strategy.merge(_Reweighed(self._updates, weights), self._ctx)
+        def reweighed(i: int) -> Update:
+            return replace(self._updates[i], weight=weights[i])
+
+        return self._strategy.merge(Mapped(range(len(weights)), reweighed), self._ctx)
 
     def _adapter(self, delta: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
         return delta if self._ctx.start is None else self._ctx.start + delta
@@ -129,25 +133,6 @@ class _Search:
             raise ValueError(f"the objective was finite for none of {self._met} merges")
         value, weights = self._best
         return Weighed(self._merge(weights), weights, value, self._met)
-
-
-class _Reweighed(Sequence[Update]):
-    """Updates with other weights, each read when it is asked for."""
-
-    def __init__(self, updates: Sequence[Update], weights: Sequence[float]) -> None:
-        self._updates, self._weights = updates, weights
-
-    def __len__(self) -> int:
-        return len(self._updates)
-
-    @overload
-    def __getitem__(self, i: int) -> Update: ...
-    @overload
-    def __getitem__(self, i: slice) -> "_Reweighed": ...
-    def __getitem__(self, i: int | slice) -> "Update | _Reweighed":
-        if isinstance(i, slice):
-            return _Reweighed(self._updates[i], self._weights[i])
-        return replace(self._updates[i], weight=self._weights[i])
 
 
 def _log_weight(update: Update, ctx: Context, strategy: Strategy) -> float:

@@ -1,15 +1,15 @@
 """Strategies around another one: what is done to each update before it, or to the merged delta after it."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
 
 from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.space import Space
 from fedpeft.strategies.base import Additive, Broadcast, Context, Strategy, Summands, Update, check
+from fedpeft.strategies.mapped import Mapped
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,12 @@ class Before(Wrapper):
 
     def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
         """What the strategy inside makes of the changed updates."""
-        return self.strategy.merge(_Changed(updates, lambda update: self.before(update, ctx), ctx), ctx)
+
+        def changed(update: Update) -> Update:
+            check([update], ctx)
+            return self.before(update, ctx)
+
+        return self.strategy.merge(Mapped(updates, changed), ctx)
 
 
 @dataclass(frozen=True)
@@ -165,29 +170,3 @@ class After(Wrapper):
     def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
         """The inner merge, changed."""
         return self.after(self.strategy.merge(updates, ctx), ctx)
-
-
-class _Changed(Sequence[Update]):
-    """Updates, each checked and changed when it is read."""
-
-    def __init__(self, updates: Sequence[Update], change: Callable[[Update], Update], ctx: Context) -> None:
-        self._updates, self._change, self._ctx = updates, change, ctx
-
-    def __len__(self) -> int:
-        return len(self._updates)
-
-    @overload
-    def __getitem__(self, i: int) -> Update: ...
-    @overload
-    def __getitem__(self, i: slice) -> "_Changed": ...
-    def __getitem__(self, i: int | slice) -> "Update | _Changed":
-        if isinstance(i, slice):
-            return _Changed(self._updates[i], self._change, self._ctx)
-        return self._changed(self._updates[i])
-
-    def __iter__(self) -> Iterator[Update]:
-        return map(self._changed, self._updates)
-
-    def _changed(self, update: Update) -> Update:
-        check([update], self._ctx)
-        return self._change(update)
