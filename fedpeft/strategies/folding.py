@@ -19,7 +19,7 @@ from fedpeft import kernels
 from fedpeft.kernels import folding, turning
 from fedpeft.strategies.base import Context, Summands, Update
 from fedpeft.strategies.columns import columns
-from fedpeft.strategies.planes import Trim, stacked
+from fedpeft.strategies.planes import Trim, side_by_side
 from fedpeft.ternary import TernaryDelta
 
 BLOCK = 1 << 16
@@ -76,7 +76,7 @@ def add_weighted(total: Float[Tensor, " d"], updates: Sequence[Update], coeffici
     ternary = [(u.sent, c) for u, c in zip(updates, coefficients, strict=True) if isinstance(u.sent, TernaryDelta)]
     for some in _batches(ternary, _MANY):
         sent, values = zip(*some, strict=True)
-        for part in stacked(sent):
+        for part in side_by_side(sent):
             kernels.add_plane_values(*part.planes, part.edges, part.scales, _padded(values), sums[part.where])
 
 
@@ -120,7 +120,7 @@ def add_by_sign(
     ternary = [(u.sent, value, vote) for u, value, vote in given if isinstance(u.sent, TernaryDelta)]
     for some in _batches(ternary, _MANY):
         sent, scaled, cast = zip(*some, strict=True)
-        for part in stacked([trim.of_planes(delta) for delta in sent] if trim else sent):
+        for part in side_by_side([trim.of_planes(delta) for delta in sent] if trim else sent):
             plus, minus, for_plus, for_minus = (total[part.where] for total in ballot.arrays)
             sums = (plus, minus, for_plus, for_minus)
             kernels.add_plane_votes(*part.planes, part.edges, part.scales, _padded(scaled), _padded(cast), sums)
@@ -158,7 +158,7 @@ def gram(updates: Sequence[Update], ctx: Context) -> Float[Tensor, "n n"]:
     products = np.zeros((len(held), len(held)))
     sent = [update.sent for update in held if isinstance(update.sent, TernaryDelta)]
     if held and len(sent) == len(held):
-        for part in stacked(sent):
+        for part in side_by_side(sent):
             mask, negative = (plane[: len(sent)] for plane in part.planes)
             scales = np.ascontiguousarray(part.scales[:, : len(sent)])
             kernels.add_plane_products(mask, negative, part.edges, scales, products)

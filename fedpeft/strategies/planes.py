@@ -31,7 +31,7 @@ class Part:
     scales: NDArray[np.float64]
 
 
-def stacked(sent: Sequence[TernaryDelta]) -> Iterator[Part]:
+def side_by_side(sent: Sequence[TernaryDelta]) -> Iterator[Part]:
     """Blocks from the first coordinate to the last."""
     n, numel = len(sent), sent[0].numel
     bounds = _common(delta.bounds for delta in sent)
