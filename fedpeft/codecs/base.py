@@ -159,10 +159,10 @@ class Context:
     """Who encodes, and when: what a codec may draw randomness from, and what both ends hold already.
 
     Args:
-        seed: the run's seed.
+        seed: the run's seed; deep inside other codecs, one made of it.
         round: the round, from 1.
         client: number of the client whose delta it is.
-        part: which group of slots, where a codec treats groups apart.
+        part: which place among codecs inside codecs; 0 is the outermost.
         start: the public adapter that the delta begins at, shape (d,); None: not known, for codecs that do not read it.
         before: the public adapter of the round before, shape (d,); None in the first round too.
     """

@@ -27,7 +27,7 @@ _LARGEST = np.uint32(0x7F7F0000)  # the bits of the largest bfloat16, as a float
 
 @dataclass(frozen=True)
 class Block4(Codec):
-    """Round every number to the nearest of 16 levels, relative to the largest magnitude of its block.
+    """Round every number to the nearest of 15 or 16 levels, relative to the largest magnitude of its block.
 
     * "nf4": the quantiles of a normal number, so that all levels are used alike (Dettmers, Pagnoni, Holtzman and
       Zettlemoyer, 2023, QLoRA, arXiv 2305.14314, appendix E);

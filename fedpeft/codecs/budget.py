@@ -1,6 +1,5 @@
 """As little error as so many bytes allow: each slot gets the rate that pays most."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +15,9 @@ from fedpeft import kernels
 from fedpeft.codecs import octaves
 from fedpeft.codecs.allocation import MOST_LEVEL, NOTHING, Offer, allocate, levels, offers
 from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
-from fedpeft.codecs.ternary import grids
+from fedpeft.codecs.matrices import grids
+from fedpeft.codecs.scale import Scale, check_scale, scales
+from fedpeft.codecs.scaled import longest_step
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import context, rans, tables
 from fedpeft.space import Space
@@ -37,14 +38,15 @@ class Budget(Codec):
     the lower convex hull remain, and steps along the hulls are taken in the order of what a bit lessens the error by,
     until the bytes are spent: the same slope for all (Everett, 1963; Shoham and Gersho, 1988). What is kept, and its
     signs, go as one context code (`Ternary(context=True)`); what that saves is measured and spent in its turn. `chosen`
-    says what each slot was given.
+    says which of the three each slot was given.
 
     An error of "absolute" is ||x - x^||^2 of the whole; "relative" weighs each slot's by its own square, so that a slot
     of small numbers counts as much as the others. Scales s_j are as in `Ternary`, on a grid of 2^(1/8).
 
     Of one slot of heavy tails (Student's t with 2 or 3 degrees of freedom) `DeadZone` at equal bytes has up to 15 %
-    less error, since it moves its points to where the numbers are; and a tenth of the bytes may stay unspent, since
-    steps are a quarter of an octave apart.
+    less error, since it moves its points to where the numbers are. One slot may also leave a third of the bytes
+    unspent, since steps are a quarter of an octave apart and nothing lies between two: 31 % of 20,000 bytes for 40,000
+    numbers of t with 2 degrees, 35 % of 390 for 600 normal ones. Of several slots one takes what another leaves.
 
     The dearest of the codecs, since it sorts and makes the context code several times: 0.01 to 0.02 GB/s of float32. It
     is for adapters of up to some ten million parameters, where that is a second or two of a round.
@@ -58,15 +60,14 @@ class Budget(Codec):
 
     bytes_per_round: int
     error: Literal["absolute", "relative"] = "absolute"
-    scale: Literal["mean", "norm", "unbiased"] = "norm"
+    scale: Scale = "norm"
 
     def __post_init__(self) -> None:
         if type(self.bytes_per_round) is not int or self.bytes_per_round < 1:
             raise ValueError(f"bytes_per_round must be a positive whole number, got {self.bytes_per_round!r}")
         if self.error not in ("absolute", "relative"):
             raise ValueError(f"error must be 'absolute' or 'relative', got {self.error!r}")
-        if self.scale not in ("mean", "norm", "unbiased"):
-            raise ValueError(f"scale must be 'mean', 'norm' or 'unbiased', got {self.scale!r}")
+        check_scale(self.scale)
 
     def layout(self, space: Space) -> Layout:
         """What each slot is given, its scale below the largest, what is kept with its signs, and levels above 1."""
@@ -112,13 +113,13 @@ class Budget(Codec):
         """
         kinds, codes = take(parts, "kind", Symbols).values, take(parts, "level", Symbols).values
         largest = float(take(parts, "largest", Numbers).values[0])
-        scales = (largest * octaves.shares(take(parts, "scale", Symbols).values)).astype(np.float32)
-        if not float(np.abs(scales).max(initial=0.0)) * MOST_LEVEL <= LARGEST:
+        factors = (largest * octaves.shares(take(parts, "scale", Symbols).values)).astype(np.float32)
+        if not float(np.abs(factors).max(initial=0.0)) * MOST_LEVEL <= LARGEST:
             raise PayloadError(Defect.NON_FINITE, f"level {MOST_LEVEL} of the largest scale is not finite")
         stream = take(parts, "stream", Numbers).values
-        mask, signs = context.decode(stream, space.numel, _grids(space, kinds), _DENSITY)
+        mask, signs = context.decode(stream, space.numel, _given_grids(space, kinds), _DENSITY)
         out = np.empty(space.numel, np.float32)
-        kernels.unpack_ternary(mask, signs, np.array(space.bounds), scales, out)
+        kernels.unpack_ternary(mask, signs, np.array(space.bounds), factors, out)
         expected = int(kernels.kept_by_slot(mask, np.array(space.bounds))[kinds == _KINDS.index("levels")].sum())
         if expected != codes.size:
             raise PayloadError(Defect.COUNT, f"expected {expected} levels, got {codes.size}")
@@ -151,19 +152,14 @@ class Budget(Codec):
         return {
             "kind": Symbols(kinds, len(_KINDS)),
             "scale": Symbols(octaves.places(wanted), octaves.LOWEST + 1),
-            "largest": Numbers(np.array([min(largest * top, (1 - 1e-6) * LARGEST / MOST_LEVEL)], np.float32)),
-            "stream": Numbers(context.encode(mask, signs, space.numel, _grids(space, kinds), _DENSITY)),
+            "largest": Numbers(np.array([min(largest * top, longest_step(MOST_LEVEL))], np.float32)),
+            "stream": Numbers(context.encode(mask, signs, space.numel, _given_grids(space, kinds), _DENSITY)),
             "level": Symbols(above, MOST_LEVEL),
         }
 
     def _scale(self, x: NDArray[np.float32], level: NDArray[np.int8]) -> float:
-        inner, quantised = float((level * x.astype(np.float64)).sum()), float(np.square(level.astype(np.int64)).sum())
-        square = float(np.square(x, dtype=np.float64).sum())
-        if not inner > 0:
-            return 0.0
-        return {"mean": inner / quantised, "norm": math.sqrt(square / quantised), "unbiased": square / inner}[
-            self.scale
-        ]
+        terms = np.square(x, dtype=np.float64), level * x.astype(np.float64), np.square(level.astype(np.int64))
+        return float(scales(self.scale, *(term.sum(keepdims=True) for term in terms))[0])
 
 
 def _slots(x: NDArray[np.float32], largest: float, space: Space) -> Iterator[NDArray[np.float32]]:
@@ -178,7 +174,7 @@ def _kind(offer: Offer) -> int:
     return _KINDS.index("levels" if offer.step else "ternary")
 
 
-def _grids(space: Space, kinds: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _given_grids(space: Space, kinds: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The grids of the slots that are given something."""
     found = grids(space)
     begins = [begin for begin, kind in zip(space.bounds, kinds, strict=False) if kind]

@@ -21,6 +21,13 @@ class Clip(Transform):
 
     McMahan, Ramage, Talwar and Zhang, 2018, arXiv 1710.06963, section 3 (flat clipping of the whole update).
 
+    What the next step is given is bounded; what a server decodes is not, where the codec lengthens. Those that are
+    unbiased do, since they make up for what they drop or round: of 8,192 normal numbers in two slots, clipped to 1,
+    `SRHT(density=0.05, scale="unbiased")` makes a delta of norm 4.7, `RandomMask(0.1, Identity())` 3.2,
+    `Ternary(density=0.05, scale="unbiased")` 1.9, `Uniform(bits=2, stochastic=True)` 1.8 and `Rotated(bits=1)` 1.3.
+    With scale="mean" or "norm" codecs do not lengthen, but for the rounding of what they send. A bound on what is
+    merged, whatever came, is for the server to set: the strategy `ClipNorm`.
+
     >>> from fedpeft.space import Slot
     >>> Clip(norm=1.0).forward(torch.tensor([3.0, 4.0]), Space((Slot("a", (2,), "head"),)), Context())
     tensor([0.6000, 0.8000])

@@ -1,6 +1,5 @@
 """The cosine transform of small blocks, before whatever codec."""
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.base import Context, Transform, finite
+from fedpeft.codecs.matrices import sides
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Space
 
@@ -22,7 +22,7 @@ class DCT(Transform):
     """Encode cosine coefficients instead of coordinates: X = C_h x C_w^T of every block of h rows and w columns.
 
     DeMo (Peng, Quesnelle and Kingma, 2024, arXiv 2411.19870, section 3), whose top 32 of a block of 64 x 64 is
-    `chain(DCT(), TopK(density=1 / 128))`, here with its values rounded. C is the orthonormal DCT-II (Ahmed, Natarajan
+    `chain(DCT(), TopK(density=0.0078125))`, here with its values rounded. C is the orthonormal DCT-II (Ahmed, Natarajan
     and Rao, 1974): C_ki = sqrt(2 / n) cos(pi (2 i + 1) k / 2n), and sqrt(1 / n) for k = 0. Sums are of one fixed order
     that no matrix library decides, so that all sites decode the same bits. DeMo cuts a side into equal parts of at
     most 64; here the blocks at the edges are smaller. Dimensions after the first are one; a slot of one dimension is
@@ -63,19 +63,18 @@ class DCT(Transform):
         out = np.empty(space.numel, np.float32)
         for slot, (begin, end) in zip(space.slots, pairwise(space.bounds), strict=True):
             part = slice(begin, end)
-            for columns, h, w, starts, blocks in _grids(slot.shape or (1,), self.chunk):
+            for columns, h, w, starts, blocks in _grids(*sides(slot), self.chunk):
                 kernels.cosine_blocks(x[part], starts, blocks, columns, _table(h), _table(w), out[part], back=back)
         return out
 
 
 @lru_cache(maxsize=64)
 def _grids(
-    shape: tuple[int, ...], chunk: int
+    rows: int, columns: int, chunk: int
 ) -> tuple[tuple[int, int, int, NDArray[np.int64], NDArray[np.int64]], ...]:
     """Columns of the matrix, and of blocks of one size their rows, columns, and places in the matrix and out of it."""
-    columns = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
     grids = []
-    for top, h, down in _cut(shape[0], chunk) if len(shape) > 1 else [(0, 1, 1)]:
+    for top, h, down in _cut(rows, chunk):
         for left, w, across in _cut(columns, chunk):
             i, j = np.divmod(np.arange(down * across), across)
             starts = (top + i * h) * columns + left + j * w

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
-from fedpeft.codecs.scaled import reaching, scaled
+from fedpeft.codecs.scale import Scale, check_scale, scales
+from fedpeft.codecs.scaled import longest_step, scaled
 from fedpeft.space import Space
 
 
@@ -59,14 +60,13 @@ class DeadZone(Codec):
     """
 
     bits: float = 2.0
-    scale: Literal["norm", "mean", "unbiased"] = "norm"
+    scale: Scale = "norm"
     step: Literal["global", "slot"] = "global"
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int | float) or not 0.1 <= self.bits <= 6:
             raise ValueError(f"bits must lie in [0.1, 6], got {self.bits!r}")
-        if self.scale not in ("norm", "mean", "unbiased"):
-            raise ValueError(f"scale must be 'norm', 'mean' or 'unbiased', got {self.scale!r}")
+        check_scale(self.scale)
         if self.step not in ("global", "slot"):
             raise ValueError(f"step must be 'global' or 'slot', got {self.step!r}")
 
@@ -99,17 +99,11 @@ class DeadZone(Codec):
         codes, step, counts, totals = kernels.quantise_to_rate(x, edges, units, self._rate(space), self._half)
         shift = _shifts(counts.sum(axis=0), totals.sum(axis=0))
         points = _points(shift, self._half)
-        square, inner, quantised = sizes / step**2, totals @ points, counts @ points**2
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scale = {
-                "norm": np.sqrt(square / quantised),
-                "mean": inner / quantised,
-                "unbiased": square / inner,
-            }[self.scale]
-        steps = np.where(inner > 0, scale, 0.0) * step * units
+        steps = scales(self.scale, sizes / step**2, totals @ points, counts @ points**2) * step * units
         largest = points[np.flatnonzero(counts.any(axis=0)).max(initial=0)]
+        steps = np.minimum(steps, longest_step(max(1.0, largest))).astype(np.float32)
         return {
-            "step": Numbers(reaching(steps, max(1.0, largest))),
+            "step": Numbers(steps),
             "shift": Numbers(shift),
             "code": Symbols(codes, 2 * self._half + 1),
         }

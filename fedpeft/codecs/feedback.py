@@ -21,9 +21,9 @@ class ErrorFeedback:
     with `codec` alone. `decay` < 1 forgets, as momentum does (SparseLoCo, 2025, arXiv 2508.15706), once for every
     round: also for those in which the client was not asked, so that little is left of an old residual.
 
-    `clip` bounds x, so that one wild round cannot fill the residual; what is sent is not bounded by it, since e is not.
-    A bound on what leaves the site, which privacy needs, stands inside, `ErrorFeedback(chain(Clip(1.0), ...))`, and
-    what it cuts off is kept for later rounds.
+    `clip` bounds x, so that one wild round cannot fill the residual; w is not bounded by it, since e is not. A bound on
+    what the codec is given stands inside, `ErrorFeedback(chain(Clip(1.0), ...))`, and what it cuts off is kept for
+    later rounds. What is decoded may be longer than either: see `Clip`.
 
     The residual stays bounded where the codec shrinks what it is given: `Ternary` with `scale="mean"` does, at any
     density; with "norm" or "unbiased" at low density it grows, and then needs `decay` < 1.

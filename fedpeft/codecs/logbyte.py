@@ -21,7 +21,7 @@ class LogByte(Codec):
     sends a scalar projected gradient as round(16 ln |g|) and its sign. Its code clips the logarithm to 127 either way
     and keeps the sign too, which are 9 bits. Here sign and logarithm are one byte: 0 <= j < 127 for either sign, and
     0 for what is smaller than 2^(-126.5/16) s, or s / 240. s is the slot's largest magnitude, so no range is to be
-    guessed. The relative error of what is not 0 is at most 2.2 %, and 1.3 % on average.
+    guessed. The relative error of what is not 0 is at most 2.2 %, and 1.1 % on average.
 
     For few numbers that matter one by one, such as sums along seeded directions (`Ferret(..., dtype="logbyte")`); a
     whole delta takes fewer bits with `Uniform`.

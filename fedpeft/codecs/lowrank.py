@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Part, Parts, Symbols, finite, take
+from fedpeft.codecs.matrices import sides
 from fedpeft.codecs.singular import Factors, leading, leading_weighed
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.random import Stream
@@ -185,8 +186,7 @@ def _factors(
 def _matrices(space: Space, rank: int) -> list[_Matrix]:
     matrices = []
     for slot, begin in zip(space.slots, space.bounds, strict=False):
-        m = slot.shape[0] if len(slot.shape) > 1 else 1
-        n = slot.numel // max(1, m)
+        m, n = sides(slot)
         r = min(rank, m, n)
         shorter = min(m, n) > 1 and r * (4 + 2 * m + 2 * n) < 4 * m * n
         matrices.append(_Matrix(begin, m, n, r if shorter else 0))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Plane, Symbols, finite, take
-from fedpeft.codecs.scaled import reaching
+from fedpeft.codecs.scaled import longest_step
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Slot, Space
 
@@ -30,7 +30,7 @@ class MagnitudeMask(Codec):
     A row is what the slot's last dimension runs over; a slot of one dimension is one row.
 
     Args:
-        density: mean probability of being kept, in (0, 1).
+        density: mean probability of being kept, in (0, 1].
         eps: how far the probabilities of a row's smallest and largest lie apart; density -+ eps / 2 in (0, 1].
         bits: of a kept value, 2 to 8.
     """
@@ -75,7 +75,7 @@ class MagnitudeMask(Codec):
             largest = np.abs(kept).max(initial=0.0)
             if not np.isfinite(largest):
                 raise ValueError(f"slot {slot.name!r} cannot be scaled up by the inverse of the density {self.density}")
-            steps[j] = reaching(largest / self._half, self._half)
+            steps[j] = min(largest / self._half, longest_step(self._half))
             codes.append(self._round(kept, steps[j], ctx.private.words(kept.size, start=drawn)))
             drawn += kept.size
         return {

@@ -27,6 +27,7 @@ from fedpeft.codecs.base import (
     fit,
 )
 from fedpeft.codecs.directions import leading_rows
+from fedpeft.codecs.matrices import sides
 from fedpeft.codecs.support import EXACT
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Slot, Space
@@ -170,7 +171,7 @@ class PowerSGD(Codec):
         """What is seen of each slot that has coordinates, and through which directions."""
         sent = _sent(space, self.rank, ctx.round % 2)
         for (m, n), tall, whole, part in zip(
-            map(_matrix, space.slots),
+            map(sides, space.slots),
             _sides(space, self.rank, ctx.round % 2),
             pairwise(space.bounds),
             pairwise(sent.bounds),
@@ -191,23 +192,18 @@ def _step(ctx: Context, where: slice) -> NDArray[np.float32]:
     return finite(ctx.start[where] - ctx.before[where])
 
 
-def _matrix(slot: Slot) -> tuple[int, int]:
-    m = slot.shape[0] if len(slot.shape) > 1 else 1
-    return m, slot.numel // max(1, m)
-
-
 @lru_cache(maxsize=64)
 def _sides(space: Space, rank: int, turn: int) -> tuple[bool | None, ...]:
     """Of each slot, whether the directions are those of columns this turn; None where it goes whole."""
-    sides: list[bool | None] = []
+    turned: list[bool | None] = []
     shorter = turn == 1
-    for m, n in map(_matrix, space.slots):
+    for m, n in map(sides, space.slots):
         if min(m, n) <= rank:
-            sides.append(None)
+            turned.append(None)
             continue
-        sides.append((m <= n) == shorter)
+        turned.append((m <= n) == shorter)
         shorter = not shorter
-    return tuple(sides)
+    return tuple(turned)
 
 
 @lru_cache(maxsize=64)
@@ -215,7 +211,7 @@ def _sent(space: Space, rank: int, turn: int) -> Space:
     """Slots of the same names that hold what is sent of each."""
     slots = []
     for slot, tall in zip(space.slots, _sides(space, rank, turn), strict=True):
-        m, n = _matrix(slot)
+        m, n = sides(slot)
         shape = slot.shape if tall is None else (rank, n if tall else m)
         slots.append(Slot(slot.name, shape, slot.role))
     return Space(tuple(slots), space.config, space.base)

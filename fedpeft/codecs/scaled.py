@@ -13,15 +13,9 @@ from fedpeft.codecs.base import LARGEST
 from fedpeft.errors import Defect, PayloadError
 
 
-def reaching(steps: NDArray[np.floating], most: float) -> NDArray[np.float32]:
-    """Steps as they are sent: where `most` of them are beyond float32, which no delta is, a millionth less than that.
-
-    Args:
-        steps: not negative.
-        most: of a step that a code stands for.
-    """
-    bounded: NDArray[np.float32] = np.minimum(steps, LARGEST * (1 - 1e-6) / most).astype(np.float32)
-    return bounded
+def longest_step(most: int | float) -> float:
+    """A millionth less than the step of which `most` are the largest float32: rounding takes no sent one beyond it."""
+    return LARGEST * (1 - 1e-6) / most
 
 
 def scaled(

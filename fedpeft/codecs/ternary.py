@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Plane, finite, take
+from fedpeft.codecs.matrices import grids
+from fedpeft.codecs.scale import Scale, check_scale, scales
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import device
 from fedpeft.space import Space
@@ -56,15 +58,14 @@ class Ternary(Codec):
     """
 
     density: float = 0.2
-    scale: Literal["mean", "norm", "unbiased"] = "mean"
+    scale: Scale = "mean"
     threshold: Literal["slot", "global"] = "slot"
     context: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise ValueError(f"density must lie in (0, 1], got {self.density}")
-        if self.scale not in ("mean", "norm", "unbiased"):
-            raise ValueError(f"scale must be 'mean', 'norm' or 'unbiased', got {self.scale!r}")
+        check_scale(self.scale)
         if self.threshold not in ("slot", "global"):
             raise ValueError(f"threshold must be 'slot' or 'global', got {self.threshold!r}")
         if not isinstance(self.context, bool):
@@ -88,12 +89,12 @@ class Ternary(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Select exactly (no sampling), pack, scale; on a GPU where the delta lies there, to the same bits."""
-        mask, signs, kept, scales = self._planes(delta, self._bounds(space))
+        mask, signs, kept, factors = self._planes(delta, self._bounds(space))
         if self.context:
             stream = kernels.context.encode(mask, signs, space.numel, grids(space), self.density)
-            return {"scale": Numbers(scales), "stream": Numbers(stream)}
+            return {"scale": Numbers(factors), "stream": Numbers(stream)}
         return {
-            "scale": Numbers(scales),
+            "scale": Numbers(factors),
             "mask": Plane(mask, space.numel),
             "sign": Plane(signs, int(kept.sum())),
         }
@@ -117,16 +118,10 @@ class Ternary(Codec):
     def _scales(
         self, kept: NDArray[np.int64], kept_l1: NDArray[np.float64], total_l2sq: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scales = {
-                "mean": kept_l1 / kept,
-                "norm": np.sqrt(total_l2sq / kept),
-                "unbiased": total_l2sq / kept_l1,
-            }[self.scale]
-        scales = np.where(kept > 0, scales, 0.0)
-        if scales.max(initial=0.0) > LARGEST:
-            raise ValueError(f"scale {int(scales.argmax())} of the delta is beyond float32; scale='mean' never is")
-        return scales
+        found = scales(self.scale, total_l2sq, kept_l1, kept)
+        if found.max(initial=0.0) > LARGEST:
+            raise ValueError(f"scale {int(found.argmax())} of the delta is beyond float32; scale='mean' never is")
+        return found
 
     def decode(self, parts: Parts, space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """+s, -s or 0 for each coordinate.
@@ -134,10 +129,10 @@ class Ternary(Codec):
         Raises:
             PayloadError: there are more or fewer signs than the mask keeps, or the stream is no code.
         """
-        scales = take(parts, "scale", Numbers).values
+        factors = take(parts, "scale", Numbers).values
         mask, signs = self._kept(parts, space)
         out = np.empty(space.numel, dtype=np.float32)
-        kernels.unpack_ternary(mask, signs, self._bounds(space), scales, out)
+        kernels.unpack_ternary(mask, signs, self._bounds(space), factors, out)
         return torch.from_numpy(out)
 
     def planes(self, parts: Parts, space: Space, ctx: Context) -> TernaryDelta:
@@ -146,8 +141,8 @@ class Ternary(Codec):
         Raises:
             PayloadError: as `decode`.
         """
-        scales = take(parts, "scale", Numbers).values
-        return TernaryDelta.of(*self._kept(parts, space), self._bounds(space), scales)
+        factors = take(parts, "scale", Numbers).values
+        return TernaryDelta.of(*self._kept(parts, space), self._bounds(space), factors)
 
     def _kept(self, parts: Parts, space: Space) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The mask, and the signs of what it keeps."""
@@ -159,19 +154,3 @@ class Ternary(Codec):
         if sign.numel != kept:
             raise PayloadError(Defect.COUNT, f"the mask keeps {kept} coordinates, but {sign.numel} signs came")
         return mask.bits, sign.bits
-
-
-def grids(space: Space) -> NDArray[np.int64]:
-    """Each slot as the matrix that `kernels.context` codes: rows along its longer axis, a family for each role.
-
-    Axes after the first are one, and a vector is a column.
-    """
-    families = {role: i for i, role in enumerate(sorted({slot.role for slot in space.slots}))}
-    found = []
-    for slot, begin in zip(space.slots, space.bounds, strict=False):
-        if slot.numel:
-            height = slot.shape[0] if len(slot.shape) > 1 else slot.numel
-            width = slot.numel // height
-            long = (height, width, width, 1) if height >= width else (width, height, 1, width)
-            found.append((begin, *long, families[slot.role]))
-    return np.array(found, np.int64).reshape(-1, kernels.context.GRID)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedpeft import kernels
 from fedpeft.codecs.base import Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
-from fedpeft.codecs.scaled import reaching, scaled
+from fedpeft.codecs.scaled import longest_step, scaled
 from fedpeft.space import Space
 
 
@@ -54,7 +54,8 @@ class Uniform(Codec):
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Quantise slot by slot."""
         x, edges = finite(delta), np.array(space.bounds)
-        steps = reaching(kernels.block_largest(x, edges) / np.float64(self._half), self._half)
+        largest = kernels.block_largest(x, edges) / np.float64(self._half)
+        steps = np.minimum(largest, longest_step(self._half)).astype(np.float32)
         words = ctx.private.words(space.numel) if self.stochastic else None
         codes = kernels.round_blocks(x, edges, steps, self._half, words)
         return {"step": Numbers(steps), "code": Symbols(codes, 2 * self._half + 1)}

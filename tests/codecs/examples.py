@@ -226,6 +226,19 @@ DELTAS = {
     "large and small": lambda space: normal(space) * torch.logspace(-30, 30, space.numel),
 }
 
+LARGEST_NUMBERS = {
+    "one": lambda space: LARGEST * one_hot(space).sign(),
+    "two": lambda space: LARGEST * one_hot(space).sign() - LARGEST / 3 * one_hot(space).sign().roll(30),
+    "all": lambda space: torch.full((space.numel,), LARGEST),
+    "signs": lambda space: LARGEST * normal(space).sign(),
+    "a third": lambda space: -LARGEST * (torch.arange(space.numel) % 3 == 0).float(),
+    **{f"normal / {2**i}": lambda space, i=i: _to_the_end(normal(space, i)) / 2**i for i in range(8)},
+}
+
+
+def _to_the_end(x):
+    return x / x.abs().max() * LARGEST
+
 
 def beyond(codec, name):
     """Whether a codec's number type cannot hold these deltas, so that it must say so."""

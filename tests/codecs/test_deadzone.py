@@ -170,7 +170,7 @@ def test_whatever_an_admissible_payload_says_is_a_delta_or_refused():
         (lambda: DeadZone(6.5), r"bits must lie in \[0.1, 6\], got 6.5"),
         (lambda: DeadZone(float("nan")), r"bits must lie in \[0.1, 6\], got nan"),
         (lambda: DeadZone(True), r"bits must lie in \[0.1, 6\], got True"),
-        (lambda: DeadZone(scale="max"), "scale must be 'norm', 'mean' or 'unbiased', got 'max'"),
+        (lambda: DeadZone(scale="max"), "scale must be 'mean', 'norm' or 'unbiased', got 'max'"),
         (lambda: DeadZone(step="row"), "step must be 'global' or 'slot', got 'row'"),
     ],
 )

@@ -41,6 +41,15 @@ def test_the_mean_over_clients_comes_close_to_the_delta() -> None:
     assert error == pytest.approx(math.sqrt((1 / (1 - DISTORTION[1]) - 1) / 16), rel=0.06)
 
 
+@pytest.mark.parametrize(("bits", "expected"), [(1, [10 / 3, 0.0]), (4, [3.02, 0.95])])
+def test_the_mean_of_a_block_that_one_number_outweighs_is_not_the_block(bits: int, expected: list[float]) -> None:
+    space, x = Space((Slot("a", (2,), "head"),)), torch.tensor([3.0, 1.0])
+    rounds = torch.stack([there_and_back(Rotated(bits), x, space, Context(1, number, 1)) for number in range(1, 401)])
+    noise = 4 * float(rounds.std(0).max()) / 400**0.5
+    assert torch.allclose(rounds.mean(0), torch.tensor(expected), rtol=0, atol=0.01 + noise)
+    assert noise < 0.01 if bits == 1 else noise < 0.06
+
+
 def test_a_block_is_the_rotation_of_the_paper() -> None:
     space, ctx, n = Space((Slot("a", (256,), "lora_A"),)), Context(3, 4, 5), 256
     x = torch.randn(n, generator=torch.Generator().manual_seed(1))
