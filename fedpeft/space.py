@@ -110,7 +110,7 @@ class Space:
         for name in tensors:
             if name not in self._index:
                 raise SpaceError(f"{name!r} is no slot of this space; it has {len(self.slots)} other slots")
-        vector = torch.empty(self.numel, dtype=torch.float32, device=device)
+        vector = torch.empty(self.numel, dtype=torch.float32, device="cpu" if device is None else device)
         for slot, begin, end in zip(self.slots, self.bounds, self.bounds[1:], strict=False):
             if slot.name not in tensors:
                 raise SpaceError(f"{slot.name!r}: expected a tensor of shape {slot.shape}, got none")

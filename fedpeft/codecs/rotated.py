@@ -80,35 +80,32 @@ class Rotated(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Rotate, quantise, and scale block by block; on a GPU where the delta lies there, to the same bits."""
-        edges, places = self._blocks(space)
+        edges, starts = self._blocks(space)
         if device.holds(delta):
-            codes, scale = self._quantised_there(device.finite(delta), edges, places, ctx, space)
+            codes, scale = self._quantised_there(device.finite(delta), edges, starts, ctx, space)
         else:
-            codes, scale = self._quantised(finite(delta), edges, places, ctx, space)
+            codes, scale = self._quantised(finite(delta), edges, starts, ctx)
         if not self._bounded(scale, edges):
             raise ValueError("the delta is too large for float32: what its rotation is rounded to may add up beyond it")
         return {"scale": Numbers(scale), "code": Symbols(codes, 1 << self.bits)}
 
     def _quantised(
-        self, x: NDArray[np.float32], edges: NDArray[np.int64], places: list[int], ctx: Context, space: Space
+        self, x: NDArray[np.float32], edges: NDArray[np.int64], starts: NDArray[np.int64], ctx: Context
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        z = np.zeros(int(edges[-1]), dtype=np.float32)
-        shrink = float(np.abs(x).max(initial=0.0)) or 1.0  # so that sums of squares neither overflow nor vanish
-        for (begin, end), place in zip(pairwise(space.bounds), places, strict=True):
-            np.divide(x[begin:end], shrink, out=z[place : place + end - begin])
-        kernels.flip_signs(z, self._signs(ctx, z.size))
-        kernels.walsh_hadamard(z, edges)
-        codes, sums = kernels.quantise_normal(z, edges, np.array(_LEVELS[self.bits], np.float32))
+        shrink = float(kernels.block_largest(x, np.array([0, x.size]))[0]) or 1.0  # so that no sum of squares overflows
+        signs, levels = self._signs(ctx, int(edges[-1])), np.array(_LEVELS[self.bits], np.float32)
+        codes, sums = kernels.rotate_and_quantise(x, starts, edges, signs, shrink, levels)
         return codes, self._scale(sums, np.diff(edges), shrink).astype(np.float32)
 
     def _quantised_there(
-        self, x: Float[Tensor, " d"], edges: NDArray[np.int64], places: list[int], ctx: Context, space: Space
+        self, x: Float[Tensor, " d"], edges: NDArray[np.int64], starts: NDArray[np.int64], ctx: Context, space: Space
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         n = int(edges[-1])
         z = torch.zeros(n, dtype=torch.float32, device=x.device)
         shrink = (float(x.abs().max()) if x.numel() else 0.0) or 1.0
         # A GPU multiplies by the reciprocal of a number of the host's, which rounds twice.
         divisor = torch.tensor(shrink, dtype=torch.float32, device=x.device)
+        places = edges[np.searchsorted(starts, space.bounds[:-1])].tolist()
         for (begin, end), place in zip(pairwise(space.bounds), places, strict=True):
             torch.div(x[begin:end], divisor, out=z[place : place + end - begin])
         z = device.flip_signs(z, device.stream_words(ctx.private, -(-n // 32), 0, x.device))
@@ -129,38 +126,33 @@ class Rotated(Codec):
             PayloadError: a scale is beyond what a float32 delta can have.
         """
         factors, codes = take(parts, "scale", Numbers).values, take(parts, "code", Symbols).values
-        edges, places = self._blocks(space)
+        edges, starts = self._blocks(space)
         half = _LEVELS[self.bits]
-        sizes = np.diff(edges)
         if not self._bounded(factors, edges):
             raise PayloadError(Defect.NON_FINITE, "a block's scale times its size is not finite")
-        z = np.array([-level for level in reversed(half)] + list(half), np.float32)[codes]
-        z *= np.repeat(factors, sizes)
-        kernels.walsh_hadamard(z, edges)
-        kernels.flip_signs(z, self._signs(ctx, z.size))
-        out = np.empty(space.numel, dtype=np.float32)
-        for (begin, end), place in zip(pairwise(space.bounds), places, strict=True):
-            out[begin:end] = z[place : place + end - begin]
-        return torch.from_numpy(out)
+        levels = np.array([-level for level in reversed(half)] + list(half), np.float32)
+        return torch.from_numpy(
+            kernels.rotate_back(codes, factors, levels, starts, edges, self._signs(ctx, int(edges[-1])))
+        )
 
     def _bounded(self, factors: NDArray[np.float32], edges: NDArray[np.int64]) -> bool:
         """Whether no sum over a block can leave float32; never so if a scale is NaN."""
         largest = _LEVELS[self.bits][-1]
         return bool(np.all(np.abs(factors.astype(np.float64)) * np.diff(edges) * largest < LARGEST))
 
-    def _blocks(self, space: Space) -> tuple[NDArray[np.int64], list[int]]:
-        """Edges of the blocks, and where each slot begins among them."""
+    def _blocks(self, space: Space) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Edges of the blocks, and where in the delta each begins; the last of a slot may be padded."""
         sizes: list[int] = []
-        places = []
+        held: list[int] = []
         for begin, end in pairwise(space.bounds):
-            places.append(sum(sizes))
             whole, left = divmod(end - begin, self.block)
             sizes += [self.block] * whole
+            held += [self.block] * whole
             while left > 0:
-                size = max(_SMALLEST, 1 << (left.bit_length() - 1))
-                sizes.append(size)
-                left -= size
-        return np.cumsum([0, *sizes]), places
+                sizes.append(max(_SMALLEST, 1 << (left.bit_length() - 1)))
+                held.append(min(sizes[-1], left))
+                left -= held[-1]
+        return np.cumsum([0, *sizes]), np.cumsum([0, *held])
 
     def _signs(self, ctx: Context, n: int) -> NDArray[np.uint32]:
         return ctx.private.words(-(-n // 32))
