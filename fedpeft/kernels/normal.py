@@ -24,8 +24,12 @@ def quantise_block(
     """
     half, whole = np.uint8(levels.size), z.size & ~(LANES - 1)
     squares, inner, quantised = np.zeros(LANES), np.zeros(LANES), np.zeros(LANES)
-    for i in range(z.size):
-        squares[i & (LANES - 1)] += np.float64(z[i]) * np.float64(z[i])
+    for at in range(0, whole, LANES):
+        for lane in range(np.uint64(LANES)):
+            value = np.float64(z[np.uint64(at) + lane])
+            squares[lane] += value * value
+    for i in range(whole, z.size):
+        squares[i - whole] += np.float64(z[i]) * np.float64(z[i])
     sums[0] = squares.sum()
     deviation = np.float32(np.sqrt(sums[0] / z.size))
     limits = middles * deviation
