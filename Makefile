@@ -18,7 +18,7 @@ test: $(VENV)/.installed
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-QUICK := bench_strategies compare clinc150 frontier bench_codecs bench_grpc bench_peers bench_wire bench_sizes
+QUICK := bench_strategies compare clinc150 frontier bench_codecs bench_grpc bench_kernels bench_peers bench_wire bench_sizes
 quick-benches: $(QUICK:%=quick-%)
 
 quick-%: $(VENV)/.installed
