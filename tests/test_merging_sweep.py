@@ -58,5 +58,5 @@ def test_means_over_seeds_failures_and_what_one_place_reaches_are_shown() -> Non
     assert last["rule"] == "in one place" and last["a-domain-each"] == 0.9
     assert set(COLUMNS) >= set(first)
     text = markdown([first, second, last])
-    assert "| mean | ternary | 60.0 % | 60.0 % | 60.0 % | 0.600 | 2 | 20 |" in text and "| failed |" in text
+    assert "| mean | `Mean()` | ternary | 60.0 % | 60.0 % | 60.0 % | 0.600 | 2 | 20 |" in text and "| failed |" in text
     assert joined(done, {}) == []

@@ -5,6 +5,7 @@ from statistics import mean
 from typing import Any
 
 from simulations.merging.outcome import Work
+from simulations.merging.rules import RULES, Rule
 from simulations.merging.tasks import TASKS
 
 COLUMNS = ("rule", "updates", *TASKS, "seeds", "up_smaller")
@@ -47,11 +48,11 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The same as a table for a page."""
-    heads = ["rule", "updates", *TASKS, "seeds", "sent, fp32 /"]
-    shown = [heads, ["---"] * len(heads)]
+    """The same as a table for a page, with what each rule needs."""
+    heads = ["rule", "strategy, and what goes with it", "updates", *TASKS, "seeds", "sent, fp32 /"]
+    needs, shown = {rule.name: _needs(rule) for rule in RULES}, [heads, ["---"] * len(heads)]
     for line in lines:
-        cells = [str(line["rule"]), str(line["updates"])]
+        cells = [str(line["rule"]), needs.get(line["rule"], ""), str(line["updates"])]
         for name, task in TASKS.items():
             value = line.get(name)
             cells.append(
@@ -61,3 +62,10 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
         smaller = line.get("up_smaller")
         shown.append([*cells, str(line.get("seeds", "")), f"{smaller:.0f}" if smaller else ""])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in shown)
+
+
+def _needs(rule: Rule) -> str:
+    beside = [rule.codec.format("codec")] if rule.codec != "{}" else []
+    beside += [rule.server_optimizer] if rule.server_optimizer != "SGD(lr=1.0)" else []
+    beside += [f"{name}: {value}" for name, value in rule.training.items()]
+    return ", ".join(f"`{word}`" for word in (rule.strategy, *beside))
