@@ -1,5 +1,7 @@
 """The codecs, spaces and deltas that every law is checked on; a new public codec needs a line in `CODECS`."""
 
+import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -238,6 +240,30 @@ LARGEST_NUMBERS = {
 
 def _to_the_end(x):
     return x / x.abs().max() * LARGEST
+
+
+def over(*names):
+    """Have a test run over deltas, by name: thousands of tests of their own would cost more than what they test."""
+
+    def decorate(test):
+        @functools.wraps(test)
+        def over_all(*args, **others):
+            for name in names:
+                try:
+                    test(*args, name=name, **others)
+                except Exception as error:
+                    error.add_note(f"with the delta {name!r}")
+                    raise
+
+        signature = inspect.signature(test)
+        kept = [parameter for parameter in signature.parameters.values() if parameter.name != "name"]
+        over_all.__signature__ = signature.replace(parameters=kept)
+        return over_all
+
+    return decorate
+
+
+every_delta = over(*DELTAS)
 
 
 def beyond(codec, name):

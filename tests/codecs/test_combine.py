@@ -7,10 +7,22 @@ import torch
 
 from fedpeft.codecs import Clip, Codec, Context, ErrorFeedback, Identity, Ternary, Transform, Uniform, chain, per_slot
 from fedpeft.space import Slot, Space
-from tests.codecs.examples import CODECS, CONTEXT, DELTAS, LARGE, SPACE, all_bits, beyond, normal, there_and_back
+from tests.codecs.examples import (
+    CODECS,
+    CONTEXT,
+    DELTAS,
+    LARGE,
+    SPACE,
+    all_bits,
+    beyond,
+    every_delta,
+    normal,
+    over,
+    there_and_back,
+)
 
 
-@pytest.mark.parametrize("name", DELTAS)
+@every_delta
 @pytest.mark.parametrize("norm", [1e-3, 1.0, 1e3])
 def test_clip_bounds_the_norm_and_keeps_the_direction(name, norm):
     x = DELTAS[name](SPACE)
@@ -124,7 +136,7 @@ def test_groups_draw_from_streams_of_their_own():
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
-@pytest.mark.parametrize("name", ["normal", "equal", "denormal", "huge", "zero"])
+@over("normal", "equal", "denormal", "huge", "zero")
 def test_feedback_loses_nothing(codec, name):
     if beyond(codec, name):
         return

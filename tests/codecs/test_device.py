@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from fedpeft.codecs import SRHT, Clip, Codec, Context, Rotated, Ternary, TopK, chain, per_slot
 from fedpeft.kernels import device
 from fedpeft.space import Slot, Space
-from tests.codecs.examples import CODECS, CONTEXT, DELTAS, LARGE, SPACE, all_bits, normal
+from tests.codecs.examples import CODECS, CONTEXT, DELTAS, LARGE, SPACE, all_bits, every_delta, normal
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 on_every_device = pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=needs_cuda)])
@@ -30,7 +30,7 @@ def assert_same(codec, delta, space, where, ctx=CONTEXT):
 
 
 @pytest.mark.parametrize("codec", HELD, ids=repr)
-@pytest.mark.parametrize("name", DELTAS)
+@every_delta
 def test_parts_are_the_same_for_every_delta(codec, name):
     for space in (SPACE, LARGE):
         assert_same(codec, DELTAS[name](space), space, "cpu")
@@ -94,7 +94,7 @@ def test_parts_of_a_composed_codec_are_the_same(where):
 
 
 @on_every_device
-@pytest.mark.parametrize("name", DELTAS)
+@every_delta
 @pytest.mark.parametrize("norm", [1e-3, 0.7, 1e6])
 def test_a_clipped_delta_is_the_same(name, norm, where):
     for space in (SPACE, LARGE):

@@ -26,7 +26,7 @@ from fedpeft.codecs import (
 )
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Slot, Space
-from tests.codecs.examples import CODECS, CONTEXT, DELTAS, LARGE, SPACE, beyond, normal
+from tests.codecs.examples import CODECS, CONTEXT, DELTAS, LARGE, SPACE, beyond, every_delta, normal
 
 MORE = [
     Fragments(SRHT(density=0.5), 2),
@@ -57,7 +57,7 @@ def test_projections_and_public_supports_are_sketches_and_what_holds_them_as_the
 
 
 @every_sketch
-@pytest.mark.parametrize("name", DELTAS)
+@every_delta
 def test_the_two_steps_are_the_decode(codec, name):
     if beyond(codec, name):
         return
@@ -107,7 +107,7 @@ def test_coordinates_that_other_adapters_elect_are_not_summed():
 
 
 @every_sketch
-@pytest.mark.parametrize("name", DELTAS)
+@every_delta
 @pytest.mark.parametrize("space", [SPACE, LARGE], ids=["small", "large"])
 def test_nothing_is_longer_than_is_said(codec, name, space):
     if beyond(codec, name):

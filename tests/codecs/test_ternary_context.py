@@ -15,7 +15,7 @@ from fedpeft import wire
 from fedpeft.codecs import Numbers, Ternary
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.space import Slot, Space
-from tests.codecs.examples import CONTEXT, DELTAS, LARGE, SPACE, header, normal, there_and_back
+from tests.codecs.examples import CONTEXT, DELTAS, LARGE, SPACE, every_delta, header, normal, there_and_back
 
 DENSITIES = [1e-9, 0.01, 0.2, 0.5, 1.0]
 SHAPES = st.lists(st.lists(st.integers(0, 12), max_size=3).map(tuple), min_size=1, max_size=5)
@@ -57,7 +57,7 @@ def low_rank(space, rank=2, noise=0.5):
     return x
 
 
-@pytest.mark.parametrize("name", DELTAS)
+@every_delta
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("threshold", ["slot", "global"])
 def test_what_is_decoded_is_what_plain_parts_decode_to(name, density, threshold):

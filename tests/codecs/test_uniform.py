@@ -8,7 +8,7 @@ import torch
 
 from fedpeft.codecs import Uniform
 from fedpeft.space import Slot, Space
-from tests.codecs.examples import CONTEXT, DELTAS, LARGE, SPACE
+from tests.codecs.examples import CONTEXT, DELTAS, LARGE, SPACE, every_delta
 
 BIG = Space((Slot("a", (300, 400), "lora_A"), Slot("b", (0,), "head"), Slot("c", (7,), "head")))
 
@@ -28,7 +28,7 @@ def rounded(codec, x, space, ctx):
 
 
 @pytest.mark.parametrize("codec", [Uniform(*a) for a in ((2, False), (4, True), (5, False), (8, True), (8, False))])
-@pytest.mark.parametrize("name", DELTAS)
+@every_delta
 def test_codes_and_numbers_are_those_of_the_formula_to_the_bit(codec, name):
     for space in (SPACE, LARGE, BIG):
         x = DELTAS[name](space)
