@@ -49,11 +49,12 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     """The same as a table for a page, with what each rule needs."""
-    heads = ["rule", "strategy, and what goes with it", "updates", *TASKS, "seeds", "sent, fp32 /"]
+    tasks = {name: task for name, task in TASKS.items() if any(line.get(name) is not None for line in lines)}
+    heads = ["rule", "strategy, and what goes with it", "updates", *tasks, "seeds", "sent, fp32 /"]
     needs, shown = {rule.name: _needs(rule) for rule in RULES}, [heads, ["---"] * len(heads)]
     for line in lines:
         cells = [str(line["rule"]), needs.get(line["rule"], ""), str(line["updates"])]
-        for name, task in TASKS.items():
+        for name, task in tasks.items():
             value = line.get(name)
             cells.append(
                 "" if value is None else value if isinstance(value, str) else
