@@ -12,9 +12,7 @@ from torch import Tensor
 from fedpeft.strategies.cohort import ByProduct, Cohort, layers
 from fedpeft.strategies.factors import Factors, Spectrum, spectrum_of_sum
 from fedpeft.strategies.lora import Module
-
-# Coordinates that cancel, or that a threshold was taken from, equal it up to rounding, which must decide nothing.
-_TIE = 1e-12
+from fedpeft.strategies.votes import TIE
 
 
 @dataclass(frozen=True)
@@ -96,12 +94,12 @@ def _elected(
     coordinates: Sequence[Float[Tensor, "k in"]], floors: Sequence[float], shares: Sequence[float]
 ) -> Float[Tensor, "k in"]:
     """The weighted mean over those whose sign is that of the sum."""
-    trimmed = [torch.where(x.abs() >= floor * (1 - _TIE), x, 0.0) for x, floor in zip(coordinates, floors, strict=True)]
+    trimmed = [torch.where(x.abs() >= floor * (1 - TIE), x, 0.0) for x, floor in zip(coordinates, floors, strict=True)]
     lead, largest = torch.zeros_like(trimmed[0]), 0.0
     for x, share in zip(trimmed, shares, strict=True):
         lead.add_(x, alpha=share)
         largest = max(largest, share * float(x.abs().max())) if x.numel() else 0.0
-    lead[lead.abs() <= _TIE * largest] = 0
+    lead[lead.abs() <= TIE * largest] = 0
     total, voters = torch.zeros_like(lead), torch.zeros_like(lead)
     for x, share in zip(trimmed, shares, strict=True):
         agrees = (x * lead.sign() > 0).double()

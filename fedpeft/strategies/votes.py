@@ -5,7 +5,7 @@ from torch import Tensor
 
 # Each step of a float64 sum rounds by at most 2^-53 of what it has summed: 1e-12 is 9000 steps that all err one way.
 # Votes that are whole numbers differ by more, unless there are 10^12 of them.
-_TIE = 1e-12
+TIE = 1e-12
 
 
 def lead(plus: Float[Tensor, " d"], minus: Float[Tensor, "..."] | float) -> Float[Tensor, " d"]:
@@ -20,4 +20,4 @@ def lead(plus: Float[Tensor, " d"], minus: Float[Tensor, "..."] | float) -> Floa
         minus: likewise; one number stands for as many.
     """
     found = plus - minus
-    return found.masked_fill_(found.abs() < (plus + minus).mul_(_TIE), 0.0)
+    return found.masked_fill_(found.abs() < (plus + minus).mul_(TIE), 0.0)

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft.random import Stream
@@ -95,6 +98,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @cached_property
+    def held(self) -> NDArray[np.int64]:
+        """Of a classifier's data: how many examples of each class there are, up to the last class that occurs."""
+        return np.bincount(np.array(self.targets, np.int64))
 
 
 @dataclass(frozen=True, eq=False)

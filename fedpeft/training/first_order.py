@@ -220,7 +220,8 @@ def _over_own(logits: Float[Tensor, "n classes"], job: Job) -> Float[Tensor, "n 
     """The logits with those of classes that the site does not have taken out, and calibrated, where the job says so."""
     if job.settings.labels != "own" or len(job.data.labels) < 2:
         return logits
-    held = torch.from_numpy(np.bincount(job.data.targets, minlength=logits.shape[1]))
+    held = torch.zeros(logits.shape[1], dtype=torch.int64)
+    held[: job.data.held.size] = torch.from_numpy(job.data.held)
     if job.settings.calibration:
         logits = logits - (job.settings.calibration * held.clamp(min=1).float() ** -0.25).to(logits.device)
     return logits.masked_fill((held == 0).to(logits.device), float("-inf"))
