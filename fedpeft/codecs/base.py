@@ -1,6 +1,7 @@
 """What a codec is: a pure function from a delta to a few small named arrays, and back."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -75,10 +76,20 @@ def finite(delta: Float[Tensor, " d"]) -> NDArray[np.float32]:
     Raises:
         ValueError: a coordinate is infinite or NaN.
     """
+    return with_largest(delta)[0]
+
+
+def with_largest(delta: Float[Tensor, " d"]) -> tuple[NDArray[np.float32], float]:
+    """A delta as a kernel takes it, and its largest magnitude, from one pass over it.
+
+    Raises:
+        ValueError: a coordinate is infinite or NaN.
+    """
     x: NDArray[np.float32] = np.ascontiguousarray(delta.detach().to("cpu", torch.float32).numpy())
-    if not kernels.all_finite(x):
+    largest = float(kernels.block_largest(x, np.array([0, x.size]))[0])
+    if not math.isfinite(largest):
         raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
-    return x
+    return x, largest
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedpeft import kernels
 from fedpeft.codecs import octaves
 from fedpeft.codecs.allocation import MOST_LEVEL, NOTHING, Offer, allocate, levels, offers
-from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, take, with_largest
 from fedpeft.codecs.matrices import grids
 from fedpeft.codecs.scale import Scale, check_scale, scales
 from fedpeft.codecs.scaled import longest_step
@@ -82,8 +82,8 @@ class Budget(Codec):
 
     def encode(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Parts:
         """Offer, allocate, encode; and again, with what the context code has saved or missed."""
-        x = finite(delta)
-        largest = float(np.abs(x).max(initial=0.0)) or 1.0
+        x, largest = with_largest(delta)
+        largest = largest or 1.0
         found = [offers(slot) for slot in _slots(x, largest, space)]
         weights = [1 / f[0].error if self.error == "relative" and f[0].error else 1.0 for f in found]
         most = self.bytes_per_round - _FRAMING - len(repr(self)) - 5 * len(found) // 4

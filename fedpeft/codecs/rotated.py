@@ -1,5 +1,6 @@
 """Quantisation after a random rotation, which makes every delta look normal."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, finite, take
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, take, with_largest
 from fedpeft.codecs.scale import Scale, check_scale, scales
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import device
@@ -84,17 +85,18 @@ class Rotated(Codec):
         if device.holds(delta):
             codes, scale = self._quantised_there(device.finite(delta), edges, starts, ctx, space)
         else:
-            codes, scale = self._quantised(finite(delta), edges, starts, ctx)
+            codes, scale = self._quantised(delta, edges, starts, ctx)
         if not self._bounded(scale, edges):
             raise ValueError("the delta is too large for float32: what its rotation is rounded to may add up beyond it")
         return {"scale": Numbers(scale), "code": Symbols(codes, 1 << self.bits)}
 
     def _quantised(
-        self, x: NDArray[np.float32], edges: NDArray[np.int64], starts: NDArray[np.int64], ctx: Context
+        self, delta: Float[Tensor, " d"], edges: NDArray[np.int64], starts: NDArray[np.int64], ctx: Context
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        shrink = float(kernels.block_largest(x, np.array([0, x.size]))[0]) or 1.0  # so that no sum of squares overflows
+        x, largest = with_largest(delta)
+        shrink = _power(largest)
         signs, levels = self._signs(ctx, int(edges[-1])), np.array(_LEVELS[self.bits], np.float32)
-        codes, sums = kernels.rotate_and_quantise(x, starts, edges, signs, shrink, levels)
+        codes, sums = kernels.rotate_and_quantise(x, starts, edges, signs, 1 / shrink, levels)
         return codes, self._scale(sums, np.diff(edges), shrink).astype(np.float32)
 
     def _quantised_there(
@@ -102,12 +104,10 @@ class Rotated(Codec):
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         n = int(edges[-1])
         z = torch.zeros(n, dtype=torch.float32, device=x.device)
-        shrink = (float(x.abs().max()) if x.numel() else 0.0) or 1.0
-        # A GPU multiplies by the reciprocal of a number of the host's, which rounds twice.
-        divisor = torch.tensor(shrink, dtype=torch.float32, device=x.device)
+        shrink = _power(float(x.abs().max()) if x.numel() else 0.0)
         places = edges[np.searchsorted(starts, space.bounds[:-1])].tolist()
         for (begin, end), place in zip(pairwise(space.bounds), places, strict=True):
-            torch.div(x[begin:end], divisor, out=z[place : place + end - begin])
+            torch.mul(x[begin:end], 1 / shrink, out=z[place : place + end - begin])
         z = device.flip_signs(z, device.stream_words(ctx.private, -(-n // 32), 0, x.device))
         levels = np.array(_LEVELS[self.bits], np.float32)
         scale_of = partial(self._scale, shrink=shrink)
@@ -156,3 +156,8 @@ class Rotated(Codec):
 
     def _signs(self, ctx: Context, n: int) -> NDArray[np.uint32]:
         return ctx.private.words(-(-n // 32))
+
+
+def _power(largest: float) -> float:
+    """The power of two by which numbers are divided, exactly, so that no sum over a block leaves float32."""
+    return 2.0 ** min(max(math.frexp(largest)[1], -126), 126)

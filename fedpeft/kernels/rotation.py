@@ -14,9 +14,9 @@ def _rotate(
     starts: NDArray[np.int64],
     edges: NDArray[np.int64],
     words: NDArray[np.uint32],
-    unit: np.float32,
+    factor: np.float32,
     middles: NDArray[np.float32],
-    levels: NDArray[np.float64],
+    levels: NDArray[np.float32],
     codes: NDArray[np.uint8],
     sums: NDArray[np.float64],
     scratch: NDArray[np.float32],
@@ -26,7 +26,7 @@ def _rotate(
         begin, n, held = edges[k], edges[k + 1] - edges[k], starts[k + 1] - starts[k]
         turn_signs(bits[starts[k] : starts[k + 1]], words, begin, held, scratch.view(np.uint32))
         for i in range(held):
-            scratch[i] /= unit
+            scratch[i] *= factor
         scratch[held:n] = 0.0
         butterflies(scratch, 0, n)
         quantise_block(scratch[:n], middles, levels, codes[begin : begin + n], sums[k])
@@ -57,17 +57,17 @@ def rotate_and_quantise(
     starts: NDArray[np.int64],
     edges: NDArray[np.int64],
     words: NDArray[np.uint32],
-    unit: float,
+    factor: float,
     levels: NDArray[np.float32],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """`quantise_normal` of the Hadamard transforms of blocks of x / unit, with random signs and zeros behind.
+    """`quantise_normal` of the Hadamard transforms of blocks of factor * x, with random signs and zeros behind.
 
     Args:
         x: float32[n], finite.
         starts: int64[m + 1], rising from 0 to n: block k is made of x[starts[k]:starts[k + 1]].
         edges: as in `walsh_hadamard`; block k is padded to edges[k + 1] - edges[k] numbers.
         words: of signs, as in `flip_signs`, of all padded numbers.
-        unit: float32, not 0.
+        factor: float32.
         levels: as in `quantise_normal`.
 
     Raises:
@@ -76,8 +76,7 @@ def rotate_and_quantise(
     x, levels = vector(x, np.float32, "x"), vector(levels, np.float32, "levels")
     edges, words = _fitting(starts, edges, words, x.size)
     codes, sums = np.empty(int(edges[-1]), np.uint8), np.empty((edges.size - 1, 3), np.float64)
-    settings = np.float32(unit), between(levels), levels.astype(np.float64)
-    _rotate(x, starts, edges, words, *settings, codes, sums, scratch_of(edges))
+    _rotate(x, starts, edges, words, np.float32(factor), between(levels), levels, codes, sums, scratch_of(edges))
     return codes, np.ascontiguousarray(sums.T)
 
 

@@ -20,12 +20,12 @@ def words_for(n):
 
 @pytest.mark.parametrize("half", [1, 2, 4])
 @pytest.mark.parametrize(("sizes", "held"), BLOCKS)
-def test_it_is_divided_turned_transformed_and_quantised(sizes, held, half):
+def test_it_is_scaled_turned_transformed_and_quantised(sizes, held, half):
     edges, starts, levels = edges_of(sizes), edges_of(held), LEVELS[:half]
     x, words = DRAW.standard_normal(sum(held)).astype(np.float32), words_for(sum(sizes))
     z = np.zeros(sum(sizes), np.float32)
     for k, n in enumerate(held):
-        z[edges[k] : edges[k] + n] = x[starts[k] : starts[k + 1]] / np.float32(0.7)
+        z[edges[k] : edges[k] + n] = x[starts[k] : starts[k + 1]] * np.float32(0.7)
     kernels.flip_signs(z, words)
     kernels.walsh_hadamard(z, edges)
     codes, sums = kernels.quantise_normal(z, edges, levels)
@@ -48,14 +48,16 @@ def test_back_it_is_looked_up_scaled_transformed_and_turned(sizes, held, half):
     assert kernels.rotate_back(codes, scales, levels, starts, edges, words).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("half", [1, 2, 4])
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 200, 4096])
-def test_the_nearest_level_and_sums_over_a_block(n):
+def test_the_nearest_level_and_sums_over_a_block(n, half):
+    levels = LEVELS[:half]
     z = DRAW.standard_normal(1 << (n - 1).bit_length()).astype(np.float32)
-    codes, (square, inner, quantised) = kernels.quantise_normal(z, np.array([0, z.size]), LEVELS)
+    codes, (square, inner, quantised) = kernels.quantise_normal(z, np.array([0, z.size]), levels)
     deviation = np.sqrt(np.square(z, dtype=np.float64).mean())
-    nearest = np.abs(np.abs(z)[:, None] / deviation - LEVELS).argmin(axis=1)
-    assert np.array_equal(codes, np.where(z >= 0, 4 + nearest, 3 - nearest))
-    level = LEVELS.astype(np.float64)[nearest]
+    nearest = np.abs(np.abs(z)[:, None] / deviation - levels).argmin(axis=1)
+    assert np.array_equal(codes, np.where(z >= 0, half + nearest, half - 1 - nearest))
+    level = levels.astype(np.float64)[nearest]
     assert square == pytest.approx(np.square(z, dtype=np.float64).sum(), rel=1e-12)
     assert inner == pytest.approx((level * np.abs(z)).sum(), rel=1e-12)
     assert quantised == pytest.approx(np.square(level).sum(), rel=1e-12)
