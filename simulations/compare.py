@@ -1,4 +1,4 @@
-"""What compression costs: fp32 and ternary updates, merged by mean and by sign election, on the demo's task.
+"""What compression costs: fp32 and ternary updates, merged by two means and by sign election, on the demo's task.
 
 `python -m simulations.compare` runs each over three seeds and adds their means; `--quick` is one seed and two rounds.
 Bytes are as sent, framing included; the baseline is LoRA in fp32, 4 bytes a parameter and direction.
@@ -22,8 +22,7 @@ from simulations.central import central
 # ternary rows stay 2.6 points behind fp32. A scale that keeps the norm sends a quarter more of the delta each round.
 TERNARY = "ErrorFeedback(Ternary(density=0.2, scale='norm'))"
 METHODS = (
-    ("Identity()", "Mean()", "SGD(lr=1.0)"),
-    (TERNARY, "Mean()", "SGD(lr=1.0)"),
+    *((codec, strategy, "SGD(lr=1.0)") for strategy in ("Mean()", "SeenMean()") for codec in ("Identity()", TERNARY)),
     # The mean over those who agree is longer than the mean over all: a smaller step of the server.
     (TERNARY, "TIES(trim='none')", "SGD(lr=0.3)"),
 )

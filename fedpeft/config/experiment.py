@@ -101,7 +101,7 @@ class Experiment(Section):
         "ErrorFeedback(Ternary(density=0.2, scale='norm'))"
     )
     broadcast: Annotated[str, expression(lambda text: codecs.parse(text, imports=True))] = "Uniform(bits=4)"
-    strategy: Annotated[str, expression(lambda text: strategies.parse(text, imports=True))] = "Mean()"
+    strategy: Annotated[str, expression(lambda text: strategies.parse(text, imports=True))] = "SeenMean()"
     server_optimizer: Annotated[str, expression(ServerOptimizer)] = "SGD(lr=1.0)"
 
     @pydantic.model_validator(mode="after")

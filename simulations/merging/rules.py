@@ -60,5 +60,16 @@ RULES = (
     Rule("opcm", "by_slot({'*.lora_*': OPCM()}, default=SeenMean())"),
     Rule("geometric median", "GeometricMedian()"),
     Rule("median", "Median()"),
+    Rule("trimmed mean", "TrimmedMean(0.1)"),
+    Rule("ternary trimmed mean", "TernaryTrimmedMean(0.1)"),
+    Rule("krum", "Krum(1)"),
+    Rule("multi-krum", "Krum(1, keep=7)"),
+    Rule("bulyan", "Bulyan(1)"),
+    Rule("centred clip", "CentredClip(2.0, iterations=3)"),
+    Rule("clip norm", "ClipNorm(SeenMean(), 2.0)"),
+    Rule("della", "DELLA(SeenMean(), 0.5)"),
+    Rule("breadcrumbs", "Breadcrumbs(SeenMean(), 0.5)"),
+    Rule("allocation", "RankAllocation(SeenMean(), keep=0.5)"),
+    Rule("mats", "by_slot({'*.lora_*': MaTS()}, default=SeenMean())"),
 )
 UPDATES = {"ternary": "Ternary(density=0.2, scale='norm')", "dense": "Identity()"}

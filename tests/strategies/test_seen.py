@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from fedpeft.adapters import AdaptedModel, Adapter
+from fedpeft.codecs import Context as Sender
+from fedpeft.codecs import Ternary
 from fedpeft.random import Purpose, Stream
 from fedpeft.space import Slot, Space
 from fedpeft.strategies import Context, Mean, SeenMean, Update
@@ -42,6 +44,20 @@ def test_a_row_that_moved_by_nothing_but_its_bias_is_a_row_of_each_slot_alone():
     merged = SPACE.tensors(SeenMean().merge([Update(delta), site([0], 1.0)], Context(SPACE)))
     assert merged["score.bias"].tolist() == [1.0, 1.0, 0.0]
     assert merged["score.weight"].tolist() == [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("silent", [(), (1,), (0, 1, 2)])
+def test_rows_of_bit_planes_are_seen_as_those_of_what_they_stand_for(silent):
+    codec, ctx = Ternary(density=0.3), Context(SPACE)
+    draw, cohort = torch.Generator().manual_seed(0), []
+    for i in range(5):
+        delta = torch.randn(SPACE.numel, generator=draw)
+        for j in silent:
+            delta[SPACE.bounds[j] : SPACE.bounds[j + 1]] = 0.0
+        sender = Sender(round=1, client=i)
+        cohort.append(Update(codec.planes(codec.encode(delta, SPACE, sender), SPACE, sender), 1.0 + i))
+    dense = [Update(update.delta, update.weight) for update in cohort]
+    assert torch.allclose(SeenMean().merge(cohort, ctx), SeenMean().merge(dense, ctx), rtol=1e-6)
 
 
 class Net(nn.Module):
