@@ -43,8 +43,8 @@ class WholeRun:
 
 def decides(experiment: Experiment) -> dict[str, Any]:
     """What of an experiment decides its outcome, wherever the data lies and however many threads work."""
-    raw = experiment.model_dump(exclude_defaults=True)
-    raw["model"] |= {"name": Path(raw["model"].get("name", "")).name, "threads": 0}
+    raw = experiment.model_dump(mode="json")
+    raw["model"] |= {"name": Path(raw["model"]["name"]).name, "threads": 0}
     return raw
 
 

@@ -21,7 +21,7 @@ def works(seed: int = 0) -> list[Work]:
         for task in TASKS.values()
         for rule in RULES
         for how in UPDATES
-        if task.measure == "accuracy" or not rule.heads
+        if task.takes(rule)
     ]
 
 

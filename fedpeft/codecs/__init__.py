@@ -4,6 +4,7 @@ from typing import Any
 
 from fedpeft import expressions
 from fedpeft.codecs.base import (
+    Choice,
     Codec,
     Context,
     Field,
@@ -76,6 +77,7 @@ __all__ = [
     "SRHT",
     "Block4",
     "Budget",
+    "Choice",
     "Clip",
     "Codec",
     "Context",

@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -90,6 +90,18 @@ def with_largest(delta: Float[Tensor, " d"]) -> tuple[NDArray[np.float32], float
     if not math.isfinite(largest):
         raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")
     return x, largest
+
+
+class Choice(NamedTuple):
+    """What a slot was given.
+
+    Args:
+        kind: of code, in a word.
+        density: share of the slot's coordinates that are kept.
+    """
+
+    kind: str
+    density: float
 
 
 @dataclass(frozen=True)
@@ -289,7 +301,7 @@ class Codec(ABC):
         """
         return space
 
-    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, Choice]:
         """What a codec that chooses has chosen for each slot, by name; empty for one that does not."""
         return {}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -14,7 +15,19 @@ from torch import Tensor
 from fedpeft import kernels
 from fedpeft.codecs import octaves
 from fedpeft.codecs.allocation import MOST_LEVEL, NOTHING, Offer, allocate, levels, offers
-from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, take, with_largest
+from fedpeft.codecs.base import (
+    LARGEST,
+    Choice,
+    Codec,
+    Context,
+    Field,
+    Layout,
+    Numbers,
+    Parts,
+    Symbols,
+    take,
+    with_largest,
+)
 from fedpeft.codecs.matrices import grids
 from fedpeft.codecs.scale import Scale, check_scale, scales
 from fedpeft.codecs.scaled import longest_step
@@ -38,7 +51,7 @@ class Budget(Codec):
     the lower convex hull remain, and steps along the hulls are taken in the order of what a bit lessens the error by,
     until the bytes are spent: the same slope for all (Everett, 1963; Shoham and Gersho, 1988). What is kept, and its
     signs, go as one context code (`Ternary(context=True)`); what that saves is measured and spent in its turn. `chosen`
-    says which of the three each slot was given.
+    says which of the three each slot was given, and how densely.
 
     An error of "absolute" is ||x - x^||^2 of the whole; "relative" weighs each slot's by its own square, so that a slot
     of small numbers counts as much as the others. Scales s_j are as in `Ternary`, on a grid of 2^(1/8).
@@ -117,7 +130,7 @@ class Budget(Codec):
         if not float(np.abs(factors).max(initial=0.0)) * MOST_LEVEL <= LARGEST:
             raise PayloadError(Defect.NON_FINITE, f"level {MOST_LEVEL} of the largest scale is not finite")
         stream = take(parts, "stream", Numbers).values
-        mask, signs = context.decode(stream, space.numel, _given_grids(space, kinds), _DENSITY)
+        mask, signs = _planes(stream.tobytes(), kinds.tobytes(), space)
         out = np.empty(space.numel, np.float32)
         kernels.unpack_ternary(mask, signs, np.array(space.bounds), factors, out)
         expected = int(kernels.kept_by_slot(mask, np.array(space.bounds))[kinds == _KINDS.index("levels")].sum())
@@ -131,10 +144,14 @@ class Budget(Codec):
                 out[begin:end][kept != 0] *= level.astype(np.float32) + 1
         return torch.from_numpy(out)
 
-    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
-        """What each slot was given: "nothing", "ternary" or "levels"."""
-        kinds = take(parts, "kind", Symbols).values
-        return {slot.name: _KINDS[kind] for slot, kind in zip(space.slots, kinds, strict=True)}
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, Choice]:
+        """What each slot was given: "nothing", "ternary" or "levels", and of how many of its coordinates."""
+        kinds, stream = take(parts, "kind", Symbols).values, take(parts, "stream", Numbers).values
+        kept = kernels.kept_by_slot(_planes(stream.tobytes(), kinds.tobytes(), space)[0], np.array(space.bounds))
+        return {
+            slot.name: Choice(_KINDS[kind], int(count) / max(1, slot.numel))
+            for slot, kind, count in zip(space.slots, kinds, kept, strict=True)
+        }
 
     def _parts(self, x: NDArray[np.float32], chosen: Sequence[Offer], largest: float, space: Space) -> Parts:
         kinds, level = np.array([_kind(offer) for offer in chosen], np.uint8), np.empty(x.size, np.int8)
@@ -172,6 +189,13 @@ def _kind(offer: Offer) -> int:
     if offer.step == NOTHING:
         return _KINDS.index("nothing")
     return _KINDS.index("levels" if offer.step else "ternary")
+
+
+@lru_cache(maxsize=1)  # who decodes asks next what was chosen
+def _planes(stream: bytes, kinds: bytes, space: Space) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Which coordinates are kept, and their signs."""
+    given = _given_grids(space, np.frombuffer(kinds, np.uint8))
+    return context.decode(np.frombuffer(stream, np.uint8), space.numel, given, _DENSITY)
 
 
 def _given_grids(space: Space, kinds: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import MOST_GROUPS, Codec, Context, Layout, Parts, Sketch, Transform
+from fedpeft.codecs.base import MOST_GROUPS, Choice, Codec, Context, Layout, Parts, Sketch, Transform
 from fedpeft.space import Space
 from fedpeft.ternary import TernaryDelta
 
@@ -36,7 +36,7 @@ class Chain(Codec):
         """The last codec's."""
         return self.codec.carried(space, ctx)
 
-    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, Choice]:
         """What the last codec has chosen."""
         return self.codec.chosen(parts, space, ctx)
 
@@ -130,9 +130,9 @@ class PerSlot(Codec):
             space.put(vector, group, delta)
         return delta
 
-    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, Choice]:
         """What the groups' codecs have chosen."""
-        found: dict[str, str] = {}
+        found: dict[str, Choice] = {}
         for i, codec, group in self._groups(space):
             own = {name: parts[f"{i}.{name}"] for name in codec.layout(group)}
             found.update(codec.chosen(own, group, ctx.inside(space, group, i + 1)))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedpeft.codecs.base import PIECE, Codec, Context, Layout, Parts, Sketch, either, empty, fit
+from fedpeft.codecs.base import PIECE, Choice, Codec, Context, Layout, Parts, Sketch, either, empty, fit
 from fedpeft.space import Space
 
 
@@ -80,7 +80,7 @@ class Partial(Codec):
             spread=lambda values: _placed(inner.spread(values), piece, space),
         )
 
-    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, str]:
+    def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, Choice]:
         """What the piece's codec has chosen."""
         piece = self._piece(space, ctx)
         own = fit(parts, self.codec.layout(piece))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft._proto import federation_pb2 as pb
-from fedpeft.codecs import Context, Parts, Sketch
+from fedpeft.codecs import Choice, Context, Parts, Sketch
 from fedpeft.errors import Defect, PayloadError, Reason, RefusedError
 from fedpeft.federation import broadcast, messages, statistics
 from fedpeft.federation.plan import Plan
@@ -149,9 +149,7 @@ class Replies:
             self._check_delta(parts, ctx)
         except PayloadError as error:
             raise RefusedError(Reason.BAD_PAYLOAD, str(error)) from None
-        chosen = codec.chosen(parts, self._space, ctx)
-        counts = Counter(f"{slot.role} {chosen[slot.name]}" for slot in self._space.slots if slot.name in chosen)
-        return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))[:_LONGEST_CHOSEN]
+        return _summed_up(codec.chosen(parts, self._space, ctx), self._space)[:_LONGEST_CHOSEN]
 
     def _check_delta(self, parts: Parts, ctx: Context) -> None:
         """A delta is not written out where its sketch tells that it is short enough."""
@@ -182,3 +180,15 @@ def largest_reply(plan: Plan, space: Space) -> int:
     """The most bytes that a reply can have."""
     beside = statistics.largest(plan.strategy.needs, space)
     return messages.LARGEST_HEAD + 4 + broadcast.largest(plan.update_codec, space) + beside
+
+
+def _summed_up(chosen: Mapping[str, Choice], space: Space) -> str:
+    """How many slots of which role were given what, and which share of their coordinates is kept."""
+    numel, kept, slots = Counter[str](), Counter[str](), Counter[str]()
+    for slot in space.slots:
+        if found := chosen.get(slot.name):
+            what = f"{slot.role} {found.kind}"
+            slots[what] += 1
+            numel[what] += slot.numel
+            kept[what] += round(found.density * slot.numel)
+    return ", ".join(f"{count} {what} {kept[what] / max(1, numel[what]):.2%}" for what, count in sorted(slots.items()))

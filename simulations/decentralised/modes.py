@@ -65,7 +65,7 @@ def outcome(mode: str, common: Sequence[str], brief: bool) -> dict[str, Any]:
     if mode == "central":
         return in_one_place(load(None, common))
     if mode == "server":
-        return served(load(None, common))
+        return served(load(None, ["strategy=Mean()", *common]))
     how, more = PEERS[mode]
     return by_peers(load(None, [*common, *more]), [*how, *(BRIEF if brief else [])])
 

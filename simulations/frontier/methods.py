@@ -69,7 +69,7 @@ METHODS = (
     Method("fp32-longer", "4", "Identity()", "Identity()", longer=4),
     Method("fp16", "", "Identity('float16')", "Identity('float16')"),
     *_family("deadzone", "ErrorFeedback(DeadZone(bits=#))", "1.0", start="own"),
-    *_family("budget", "ErrorFeedback(Budget(#))", "1450", start="own"),
+    *_family("budget", "ErrorFeedback(Budget(#))", "1880", "1450", start="own"),
     *_family("ternary-mean", "ErrorFeedback(Ternary(density=#, context=True))", "0.05", start="own"),
     *_family("powersgd", "ErrorFeedback(PowerSGD(rank=#, codec=Identity('float16')))", "2", start="own"),
     *_family("lowrank", "ErrorFeedback(LowRank(rank=#))", "1", start="own"),

@@ -66,6 +66,7 @@ class Task:
                 },
                 "codec": method.codec,
                 "broadcast": method.broadcast,
+                "strategy": "Mean()",
                 "server_optimizer": method.server_optimizer or self.server_optimizer,
             }
         )

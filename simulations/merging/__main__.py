@@ -77,7 +77,7 @@ def _works(tasks: Sequence[Task], rules: Sequence[Rule], updates: Sequence[str],
         for how in updates
         for rule in (*([] if options.no_central or how != updates[0] else [None]), *rules)
         for task in tasks
-        if rule is None or task.measure == "accuracy" or not rule.heads
+        if rule is None or task.takes(rule)
     ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedpeft import strategies
 from fedpeft.config import Experiment
 from simulations.merging.rules import Rule
 
@@ -34,6 +35,10 @@ class Task:
         """The folder that is not there; "" where all are."""
         root = Path(os.environ.get("FEDPEFT_DATA", "missing"))
         return next((folder for folder in self.needs if not (root / folder).is_dir()), "")
+
+    def takes(self, rule: Rule) -> bool:
+        """Whether a rule can merge here: heads only where there are some, and there are sites enough."""
+        return (self.measure == "accuracy" or not rule.heads) and strategies.parse(rule.strategy).least <= self.sites
 
     def experiment(self, rule: Rule, updates: str, seed: int, quick: bool) -> Experiment:
         """The run of a rule, with updates as this codec."""

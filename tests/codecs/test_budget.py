@@ -84,8 +84,12 @@ def test_an_absolute_error_is_spent_on_large_slots_and_a_relative_one_on_all() -
     for kind in ("absolute", "relative"):
         codec = Budget(1500, error=kind)
         parts = codec.encode(x, ADAPTER, CONTEXT)
-        assert set(codec.chosen(parts, ADAPTER, CONTEXT)) == {slot.name for slot in SLOTS}
-        sent[kind] = int(ADAPTER.view(codec.decode(parts, ADAPTER, CONTEXT), "0.lora_B").count_nonzero())
+        decoded, chosen = codec.decode(parts, ADAPTER, CONTEXT), codec.chosen(parts, ADAPTER, CONTEXT)
+        for slot in SLOTS:
+            kept = int(ADAPTER.view(decoded, slot.name).count_nonzero())
+            assert chosen[slot.name].density == pytest.approx(kept / slot.numel)
+            assert (chosen[slot.name].kind == "nothing") == (not kept)
+        sent[kind] = int(ADAPTER.view(decoded, "0.lora_B").count_nonzero())
     assert 20 * sent["absolute"] < sent["relative"]
 
 

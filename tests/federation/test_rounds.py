@@ -465,8 +465,10 @@ def test_what_a_codec_chose_is_told(tmp_path: Path) -> None:
     assert len(chosen) == 3
     for words in chosen:
         counts = [part.split() for part in words.split(", ")]
-        assert sum(int(count) for count, _, _ in counts) == len(SPACE.slots)
-        assert {what for _, _, what in counts} <= {"nothing", "ternary", "levels"}
+        assert sum(int(count) for count, _, _, _ in counts) == len(SPACE.slots)
+        for _, _, what, kept in counts:
+            assert what in ("nothing", "ternary", "levels") and kept[-1] == "%"
+            assert (float(kept[:-1]) > 0) == (what != "nothing")
 
 
 def test_a_site_trains_on_from_its_own_parameters(tmp_path: Path) -> None:
