@@ -1,17 +1,19 @@
-"""What encoding costs a parameter, from ten thousand parameters to a thousand million: time and memory.
+"""What a codec costs a parameter, from ten thousand parameters to a thousand million: time and memory, both ways.
 
 `python -m simulations.bench_sizes`: normal numbers in slots of at most a million, each size and codec in a process of
-its own; encode is codec and wire. "ns_per_param" is CPU time of one core, and "beyond_delta" the peak of memory over
-what was there with the delta, as a multiple of the delta. The largest size takes 10 GB of memory.
+its own; encode and decode are codec and wire. "encode_ns" and "decode_ns" are CPU time of one core for a parameter, and
+"encode_beyond" and "decode_beyond" the peak of memory over what was there before, the delta included, as multiples of
+the delta; what a decode ends in is one of them. The largest size takes 14 GB of memory.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,10 +23,30 @@ from fedpeft.random import Purpose, Stream
 from fedpeft.space import Slot, Space
 from simulations import table
 
-EXPRESSIONS = ("Ternary(density=0.2)", "Rotated(bits=1)", "DeadZone(bits=1.0)", "TopK(density=0.03)", "Uniform(bits=4)")
+EXPRESSIONS = (
+    "Identity('float16')",
+    "Uniform(bits=4)",
+    "QSGD(levels=4)",
+    "Block4('nf4')",
+    "DeadZone(bits=1.0)",
+    "Rotated(bits=1)",
+    "Ternary(density=0.2)",
+    "TopK(density=0.03)",
+    "chain(DCT(64), TopK(density=0.1))",
+    "RandomMask(density=0.1)",
+    "MagnitudeMask()",
+    "PublicSupport(density=0.1)",
+    "LowRank(rank=1)",
+    "PowerSGD(rank=1)",
+    "LogByte()",
+    "SRHT(coordinates=4096)",
+    "Ferret(coordinates=256)",
+)
+SLOW = ("Ternary(density=0.2, context=True)", "Budget(share=32)")  # below 0.2 GB/s, and not for the largest size
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
-COLUMNS = ("codec", "numel", "ns_per_param", "bits_per_param", "beyond_delta")
+COLUMNS = ("codec", "numel", "encode_ns", "decode_ns", "bits_per_param", "encode_beyond", "decode_beyond")
 _BLOCK = 1_000_000
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -36,9 +58,11 @@ def main() -> None:
     if options.case:
         print(json.dumps(measure(options.case[0], int(options.case[1]), options.seed)))
         return
-    expressions, sizes = (EXPRESSIONS[:1], SIZES[:2]) if options.quick else (EXPRESSIONS, SIZES)
-    rows = [row(codec, size, options.seed) for codec in expressions for size in sizes]
-    table.show("encode by size", rows, options, COLUMNS)
+    cases = [(codec, size) for codec in EXPRESSIONS for size in SIZES] + [(c, n) for c in SLOW for n in SIZES[:-1]]
+    if options.quick:
+        cases = [("Ternary(density=0.2)", size) for size in SIZES[:2]]
+    rows = [row(codec, size, options.seed) for codec, size in cases]
+    table.show("a parameter's cost, by size", rows, options, COLUMNS)
     table.save(rows, options)
 
 
@@ -51,26 +75,44 @@ def row(codec: str, numel: int, seed: int) -> dict[str, Any]:
 
 
 def measure(expression: str, numel: int, seed: int) -> dict[str, Any]:
-    """Encode once to warm up, small, and then what is measured."""
+    """Encode and decode once to warm up, small, and then what is measured."""
     torch.set_num_threads(1)
     kernels.warm_up()
-    codec = codecs.parse(expression)
+    codec = codecs.parse(expression.replace("share=32", str(max(1000, numel // 8))))
     assert isinstance(codec, Codec)
-    encoded(codec, *problem(10_000, seed))
-    space, delta = problem(numel, seed)
-    repeats = max(1, 10_000_000 // numel)
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    for _ in range(repeats):
-        size = encoded(codec, space, delta)
-    seconds = (time.process_time() - began) / repeats
-    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    there_and_back(codec, *problem(10_000, seed), 1)
+    return {"codec": expression, "numel": numel} | there_and_back(codec, *problem(numel, seed), 10_000_000 // numel)
+
+
+def there_and_back(codec: Codec, space: Space, delta: torch.Tensor, repeats: int) -> dict[str, float]:
+    """Both ways, as often as it takes to be timed."""
+    ctx, layout = Context(round=1, client=1), codec.layout(space)
+    header = wire.Header(space.fingerprint, bytes(16), 1, 1, repr(codec), space.numel)
+    encode_s, encode_beyond, payload = costs(lambda: wire.pack(header, codec.encode(delta, space, ctx)), repeats)
+    decode_s, decode_beyond, _ = costs(lambda: codec.decode(wire.unpack(payload, header, layout), space, ctx), repeats)
     return {
-        "codec": expression,
-        "numel": numel,
-        "ns_per_param": 1e9 * seconds / numel,
-        "bits_per_param": 8 * size / numel,
-        "beyond_delta": peak / (4 * numel),
+        "encode_ns": 1e9 * encode_s / space.numel,
+        "decode_ns": 1e9 * decode_s / space.numel,
+        "bits_per_param": 8 * len(payload) / space.numel,
+        "encode_beyond": encode_beyond / (4 * space.numel),
+        "decode_beyond": decode_beyond / (4 * space.numel),
     }
+
+
+def costs(work: Callable[[], T], repeats: int) -> tuple[float, int, T]:
+    """CPU seconds of one of many runs, the peak of memory beyond what was there, in bytes, and what came of it."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, began = memory("VmRSS"), time.process_time()
+    done = work()
+    for _ in range(1, repeats):
+        done = work()
+    return (time.process_time() - began) / max(1, repeats), memory("VmHWM") - before, done
+
+
+def memory(name: str) -> int:
+    """A line of the kernel's account of this process, in bytes."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[name].split()[0])
 
 
 def problem(numel: int, seed: int) -> tuple[Space, torch.Tensor]:
@@ -82,13 +124,6 @@ def problem(numel: int, seed: int) -> tuple[Space, torch.Tensor]:
         delta[begin : begin + size] = normal[:size] * (1 + i % 7)
         slots.append(Slot(f"{i:04}.lora_A", (size // 100, 100), "lora_A"))
     return Space(tuple(slots)), delta
-
-
-def encoded(codec: Codec, space: Space, delta: torch.Tensor) -> int:
-    """Bytes of a delta's payload."""
-    ctx = Context(round=1, client=1)
-    header = wire.Header(space.fingerprint, bytes(16), 1, 1, repr(codec), space.numel)
-    return len(wire.pack(header, codec.encode(delta, space, ctx)))
 
 
 if __name__ == "__main__":
