@@ -96,6 +96,32 @@ def test_a_short_step_begins_near_the_mean():
     assert torch.allclose(found.delta, Mean().merge(cohort, Context(SPACE)), atol=1e-4)
 
 
+@pytest.mark.parametrize("choose", ["update", "slot"])
+@pytest.mark.parametrize("far", [1.0, 10.0, 1000.0])
+def test_a_far_update_is_stepped_to_no_sooner_than_others(far, choose):
+    """The best mixture leaves it out."""
+    cohort = updates(6)
+    target = mixture(cohort, [0.0, 0.5, 0.3, 0.2, 0.0, 0.0])
+    cohort[0] = Update(cohort[0].delta * far)
+    others = [Update(u.delta) for u in cohort[1:]]
+    with_it, without = (
+        frank_wolfe(some, Context(SPACE), towards(target), iterations=40, choose=choose) for some in (cohort, others)
+    )
+    missed = [float((found.delta - target).norm() / target.norm()) for found in (with_it, without)]
+    assert missed[0] <= 2 * missed[1]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("alike", [1, 4])
+def test_many_updates_that_are_alike_do_not_hold_back_the_other(alike, share, noise):
+    """The median distance is none or next to none where the mixture stands at them."""
+    other, (drawn,) = Update(torch.ones(SPACE.numel)), updates(1)
+    cohort = [other, *(Update(noise * i * drawn.delta) for i in range(alike))]
+    found = frank_wolfe(cohort, Context(SPACE), towards(share * other.delta), iterations=300)
+    assert torch.allclose(found.delta, share * other.delta, atol=0.02)
+
+
 def test_an_iteration_reads_every_update_once():
     counted = Counted(updates(5))
     one, other = (frank_wolfe(counted, Context(SPACE), towards(torch.ones(SPACE.numel)), iterations=3) for _ in "ab")
