@@ -10,6 +10,7 @@ from torch import Tensor
 from fedpeft.space import Space
 from fedpeft.strategies.base import Broadcast, Context, Summands, Update, check_number
 from fedpeft.strategies.lora import Module, modules
+from fedpeft.strategies.of_products import check_products
 from fedpeft.strategies.wrapping import Wrapper
 
 _VOTES = "votes for rank-1 components"
@@ -51,6 +52,11 @@ class RankAllocation(Wrapper):
     def settles(self) -> bool:  # type: ignore[override]
         """Whether something can be lost, which is then zero, and whether the strategy inside does."""
         return self.keep < 1 or self.strategy.settles
+
+    def check_space(self, space: Space) -> None:
+        """Pass where there are products, and the strategy inside can merge."""
+        super().check_space(space)
+        check_products(self, space)
 
     def settled(self, space: Space) -> frozenset[str]:
         """Each B of which components can be lost, and what the strategy inside settles."""

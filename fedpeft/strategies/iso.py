@@ -12,6 +12,7 @@ from fedpeft.strategies.base import Context, Update
 from fedpeft.strategies.cohort import write
 from fedpeft.strategies.factors import Factors, Spectrum, spectrum_of_sum
 from fedpeft.strategies.lora import modules, products_of
+from fedpeft.strategies.of_products import check_products
 from fedpeft.strategies.wrapping import After
 
 
@@ -38,6 +39,11 @@ class IsoC(After):
     def settles(self) -> bool:  # type: ignore[override]
         """True: it gives every product new factors."""
         return True
+
+    def check_space(self, space: Space) -> None:
+        """Pass where there are products, and the strategy inside can merge."""
+        super().check_space(space)
+        check_products(self, space)
 
     def settled(self, space: Space) -> frozenset[str]:
         """Both factors of each product, and what the strategy inside settles."""

@@ -190,6 +190,8 @@ def test_components_beyond_the_rank_are_not_lost_in_silence(three):
     ("method", "strategy", "message"),
     [
         ("ia3", KnOTS(), r"KnOTS.* these slots \(ia3_l\) hold no pair of linear factors"),
+        ("ia3", IsoC(Mean()), r"IsoC.* hold no pair of linear factors"),
+        ("ia3", RankAllocation(Mean()), r"RankAllocation.* hold no pair of linear factors"),
         ("vera", FlexLoRA(), "FlexLoRA.* hold no pair of linear factors"),
         ("vera", IsoC(SubspaceStep()), "SubspaceStep.* hold no pair of linear factors"),
         ("head", by_slot({"lora_B": FlexLoRA()}, default=Mean()), r"these slots \(lora_B\) hold no pair"),
