@@ -4,6 +4,7 @@ from typing import Any
 
 from fedpeft import expressions
 from fedpeft.strategies.allocation import RankAllocation, rank_votes
+from fedpeft.strategies.approval import Approval
 from fedpeft.strategies.base import Additive, Broadcast, Context, Fold, Strategy, Summands, Update
 from fedpeft.strategies.bulyan import Bulyan
 from fedpeft.strategies.by_slot import by_slot
@@ -44,6 +45,7 @@ NAMES: dict[str, Any] = {
     "OPCM": OPCM,
     "PCB": PCB,
     "TIES": TIES,
+    "Approval": Approval,
     "Breadcrumbs": Breadcrumbs,
     "Bulyan": Bulyan,
     "CentredClip": CentredClip,
@@ -80,6 +82,7 @@ __all__ = [
     "PCB",
     "TIES",
     "Additive",
+    "Approval",
     "Breadcrumbs",
     "Broadcast",
     "Bulyan",

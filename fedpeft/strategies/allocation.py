@@ -1,6 +1,6 @@
 """Which rank-1 components of a LoRA adapter are worth their place: clients vote, and the others are switched off."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,16 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedpeft.space import Space
-from fedpeft.strategies.base import Broadcast, Context, Summands, Update, check_number
+from fedpeft.strategies.base import Context, Update
 from fedpeft.strategies.lora import Module, modules
 from fedpeft.strategies.of_products import check_products
-from fedpeft.strategies.wrapping import Wrapper
-
-_VOTES = "votes for rank-1 components"
+from fedpeft.strategies.voted import Voted
 
 
 @dataclass(frozen=True)
-class RankAllocation(Wrapper):
+class RankAllocation(Voted):
     """The strategy inside, then only the rank-1 components that most clients approve of, over all modules together.
 
     The product of a module's factors is a sum of components B[:, j] A[j, :]. A client approves of as many of its own
@@ -63,38 +61,15 @@ class RankAllocation(Wrapper):
         lost = frozenset(module.b for module in modules(space)) if self.keep < 1 else frozenset()
         return lost | self.strategy.settled(space)
 
-    @property
-    def passes(self) -> int:
-        """As often as the strategy inside reads the updates, and once more where that is no sum."""
-        return self.strategy.passes + (not self.additive)
-
-    def lift(self, update: Update, ctx: Context) -> Summands:
-        """The inner lift, and a vote for each component that the client approves of."""
-        return {**self._sum.lift(update, ctx), _VOTES: _votes(update, ctx, self._budget(ctx.space))}
-
-    def accumulate(self, total: dict[str, Tensor], updates: Sequence[Update], ctx: Context) -> None:
-        """As the inner strategy adds them, and the votes."""
-        self._sum.accumulate(total, updates, ctx)
-        votes = _tally(updates, ctx, self._budget(ctx.space))
-        total[_VOTES] = total[_VOTES] + votes if _VOTES in total else votes
-
-    def finalize(self, total: Summands, ctx: Context) -> Float[Tensor, " d"] | Broadcast:
-        """The inner outcome; once it is a delta, without the components that lost."""
-        found = self._sum.finalize({name: summand for name, summand in total.items() if name != _VOTES}, ctx)
-        return found if isinstance(found, Broadcast) else self._without(found, total[_VOTES], ctx)
-
-    def merge(self, updates: Sequence[Update], ctx: Context) -> Float[Tensor, " d"]:
-        """The inner merge, which reads the updates by itself, and one more reading for the votes."""
-        if self.additive:
-            return super().merge(updates, ctx)
-        check_number(self, updates)
-        merged = self.strategy.merge(updates, ctx)
-        return self._without(merged, _tally(updates, ctx, self._budget(ctx.space)), ctx)
+    def votes(self, update: Update, ctx: Context) -> Float[Tensor, " c"]:
+        """One for each component of as many as may stay."""
+        return _votes(update, ctx, self._budget(ctx.space))
 
     def _budget(self, space: Space) -> int:
         return max(1, round(self.keep * _components(space)))
 
-    def _without(self, merged: Float[Tensor, " d"], votes: Tensor, ctx: Context) -> Float[Tensor, " d"]:
+    def after(self, merged: Float[Tensor, " d"], votes: Float[Tensor, " c"], ctx: Context) -> Float[Tensor, " d"]:
+        """The delta that makes zeros of the columns of B that lost."""
         kept = _elected(votes, ctx.space, self._budget(ctx.space))
         out = merged.clone()
         for module in _modules(ctx.space):
@@ -117,14 +92,10 @@ def rank_votes(updates: Iterable[Update], ctx: Context, budget: int) -> Mapping[
     """
     if budget < 1:
         raise ValueError(f"budget must be at least 1, got {budget}")
-    return _elected(_tally(updates, ctx, budget), ctx.space, budget)
-
-
-def _tally(updates: Iterable[Update], ctx: Context, budget: int) -> Float[Tensor, " c"]:
     total = torch.zeros(_components(ctx.space), dtype=torch.float64)
     for update in updates:
         total += _votes(update, ctx, budget)
-    return total
+    return _elected(total, ctx.space, budget)
 
 
 def _votes(update: Update, ctx: Context, budget: int) -> Float[Tensor, " c"]:
