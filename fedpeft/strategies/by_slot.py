@@ -1,8 +1,9 @@
 """Another strategy for each group of slots: merging by layer and by role."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,11 @@ from fedpeft.space import Space
 from fedpeft.strategies.base import Additive, Broadcast, Context, Strategy, Summands, Update, check
 from fedpeft.strategies.mapped import Mapped
 from fedpeft.strategies.statistics import statistic_space
+
+
+def _of_each(name: str, together: Callable[[Iterator[Any]], Any]) -> Any:
+    """A property: what all groups' strategies come to, of what each declares."""
+    return property(lambda self: together(getattr(strategy, name) for strategy in self._all))
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,6 +31,12 @@ class BySlot(Additive):
     rules: tuple[tuple[str, Strategy], ...]
     default: Strategy
 
+    additive, streaming, averaging = (_of_each(name, all) for name in ("additive", "streaming", "averaging"))
+    anchored, settles, scores, rooted = (_of_each(name, any) for name in ("anchored", "settles", "scores", "rooted"))
+    needs = _of_each("needs", lambda each: frozenset[str]().union(*each))
+    offline = _of_each("offline", lambda each: next(filter(None, each), ""))
+    least = _of_each("least", max)
+
     def __repr__(self) -> str:
         rules = ", ".join(f"{pattern!r}: {strategy!r}" for pattern, strategy in self.rules)
         return f"by_slot({{{rules}}}, default={self.default!r})"
@@ -33,26 +45,6 @@ class BySlot(Additive):
     def _all(self) -> tuple[Strategy, ...]:
         return (*(strategy for _, strategy in self.rules), self.default)
 
-    @property
-    def additive(self) -> bool:  # type: ignore[override]
-        """Whether every group's strategy is a function of sums."""
-        return all(strategy.additive for strategy in self._all)
-
-    @property
-    def streaming(self) -> bool:
-        """Whether every group's strategy does."""
-        return all(strategy.streaming for strategy in self._all)
-
-    @property
-    def averaging(self) -> bool:  # type: ignore[override]
-        """Whether all of them know updates by their mean alone."""
-        return all(strategy.averaging for strategy in self._all)
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """What any of them takes of an update beyond its delta."""
-        return frozenset[str]().union(*(strategy.needs for strategy in self._all))
-
     def asks(self, number: int) -> frozenset[str]:
         """What the groups' strategies ask for in a round."""
         return frozenset[str]().union(*(strategy.asks(number) for strategy in self._all))
@@ -60,21 +52,6 @@ class BySlot(Additive):
     def trains(self, number: int) -> bool:
         """Whether all groups' strategies let sites train."""
         return all(strategy.trains(number) for strategy in self._all)
-
-    @property
-    def offline(self) -> str:
-        """Why one of them cannot merge in a run."""
-        return next((why for strategy in self._all if (why := strategy.offline)), "")
-
-    @property
-    def rooted(self) -> bool:  # type: ignore[override]
-        """Whether any of them goes by a trusted update."""
-        return any(strategy.rooted for strategy in self._all)
-
-    @property
-    def scores(self) -> bool:  # type: ignore[override]
-        """Whether any of them merges scores."""
-        return any(strategy.scores for strategy in self._all)
 
     def check_space(self, space: Space) -> None:
         """Pass where each pattern fits a slot, and each strategy its group.
@@ -90,25 +67,10 @@ class BySlot(Additive):
         return frozenset[str]().union(*(strategy.settled(group) for _, strategy, group in _grouped(self, space)))
 
     @property
-    def settles(self) -> bool:  # type: ignore[override]
-        """Whether any group's strategy says where parameters shall be."""
-        return any(strategy.settles for strategy in self._all)
-
-    @property
-    def anchored(self) -> bool:  # type: ignore[override]
-        """Whether any of them works on adapters."""
-        return any(strategy.anchored for strategy in self._all)
-
-    @property
     def passes(self) -> int:
         """As often as the one that reads the updates most often; where they are no sum, as often as all of them."""
         each = [strategy.passes for strategy in self._all]
         return max(each) if self.additive else sum(each)
-
-    @property
-    def least(self) -> int:
-        """The fewest updates that all of them can merge."""
-        return max(strategy.least for strategy in self._all)
 
     def lift(self, update: Update, ctx: Context) -> Summands:
         """The summands of all groups that have not found their delta yet, prefixed with the group's number."""

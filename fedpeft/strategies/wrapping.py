@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +11,11 @@ from torch import Tensor
 from fedpeft.space import Space
 from fedpeft.strategies.base import Additive, Broadcast, Context, Strategy, Summands, Update, check
 from fedpeft.strategies.mapped import Mapped
+
+
+def _inner(name: str) -> Any:
+    """A property: what the strategy inside declares."""
+    return property(lambda self: getattr(self.strategy, name))
 
 
 @dataclass(frozen=True)
@@ -28,20 +34,9 @@ class Wrapper(Additive):
         if not isinstance(self.strategy, Strategy):
             raise ValueError(f"{type(self).__name__}: strategy must be a strategy, got {self.strategy!r}")
 
-    @property
-    def additive(self) -> bool:  # type: ignore[override]
-        """Whether the strategy inside is a function of sums over clients."""
-        return self.strategy.additive
-
-    @property
-    def streaming(self) -> bool:
-        """Whether the strategy inside does."""
-        return self.strategy.streaming
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """Names of the statistics that the strategy inside takes."""
-        return self.strategy.needs
+    additive, streaming, passes, least = (_inner(name) for name in ("additive", "streaming", "passes", "least"))
+    needs, anchored, settles = (_inner(name) for name in ("needs", "anchored", "settles"))
+    scores, rooted, offline = (_inner(name) for name in ("scores", "rooted", "offline"))
 
     def asks(self, number: int) -> frozenset[str]:
         """What the strategy inside asks for."""
@@ -51,21 +46,6 @@ class Wrapper(Additive):
         """Whether the strategy inside lets sites train."""
         return self.strategy.trains(number)
 
-    @property
-    def offline(self) -> str:
-        """Why the strategy inside cannot merge in a run."""
-        return self.strategy.offline
-
-    @property
-    def rooted(self) -> bool:  # type: ignore[override]
-        """Whether the strategy inside goes by a trusted update."""
-        return self.strategy.rooted
-
-    @property
-    def scores(self) -> bool:  # type: ignore[override]
-        """Whether the strategy inside merges scores."""
-        return self.strategy.scores
-
     def check_space(self, space: Space) -> None:
         """Pass where it and the strategy inside can merge adapters of a space."""
         super().check_space(space)
@@ -74,26 +54,6 @@ class Wrapper(Additive):
     def settled(self, space: Space) -> frozenset[str]:
         """What the strategy inside settles."""
         return self.strategy.settled(space)
-
-    @property
-    def settles(self) -> bool:  # type: ignore[override]
-        """Whether the strategy inside says where parameters shall be."""
-        return self.strategy.settles
-
-    @property
-    def anchored(self) -> bool:  # type: ignore[override]
-        """Whether the strategy inside works on adapters."""
-        return self.strategy.anchored
-
-    @property
-    def passes(self) -> int:
-        """How often the strategy inside reads the updates."""
-        return self.strategy.passes
-
-    @property
-    def least(self) -> int:
-        """The fewest updates that the strategy inside can merge."""
-        return self.strategy.least
 
     @property
     def _sum(self) -> Additive:
@@ -140,15 +100,7 @@ class Before(Wrapper):
 class After(Wrapper):
     """The strategy inside, then something done to what it has merged; a subclass says what, in `after`."""
 
-    @property
-    def ternary(self) -> bool:  # type: ignore[override]
-        """Whether the strategy inside takes bit planes as they are."""
-        return self.strategy.ternary
-
-    @property
-    def averaging(self) -> bool:  # type: ignore[override]
-        """Whether the strategy inside knows updates by their mean alone."""
-        return self.strategy.averaging
+    ternary, averaging = _inner("ternary"), _inner("averaging")
 
     @abstractmethod
     def after(self, merged: Float[Tensor, " d"], ctx: Context) -> Float[Tensor, " d"]:
