@@ -113,7 +113,7 @@ class Rotated(Codec):
         scale_of = partial(self._scale, shrink=shrink)
         codes, scale = device.quantise_normal(device.walsh_hadamard(z, edges), edges, levels, scale_of)
         width = 1 << (self.bits - 1).bit_length()
-        return device.unpack_codes(device.to_host(device.pack_codes(codes, width)), width, n), scale
+        return kernels.packing.unpack_symbols(device.to_host(device.pack_codes(codes, width)), width, n), scale
 
     def _scale(self, sums: NDArray[np.float64], sizes: NDArray[np.int64], shrink: float) -> NDArray[np.float64]:
         # The inverse transform multiplies by the block's size.

@@ -1,6 +1,6 @@
 """Pure arrays in, arrays out: compiled loops over coordinates, bits and bytes."""
 
-from fedpeft.kernels import context, planes, rans, rice, tables
+from fedpeft.kernels import context, packing, planes, rans, rice, tables
 from fedpeft.kernels.blocks import block_edges, block_largest, block_squares, round_blocks
 from fedpeft.kernels.codebook import look_up, nearest_levels
 from fedpeft.kernels.cosine import cosine_blocks
@@ -56,6 +56,7 @@ __all__ = [
     "nearest_levels",
     "orthonormal",
     "pack_ternary",
+    "packing",
     "philox_block",
     "philox_words",
     "plane_counts",

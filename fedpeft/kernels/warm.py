@@ -22,6 +22,7 @@ from fedpeft.kernels import (
     logarithm,
     normal,
     outer,
+    packing,
     philox,
     planes,
     rademacher,
@@ -52,6 +53,7 @@ def warm_up() -> None:
     ternary.add_ternary(mask, signs, bounds, ones, 1.0, np.zeros(x.size))
     freq = tables.normalise(rans.histogram(mask))
     rans.decode(rans.encode(mask, freq), freq, mask.size)
+    packing.unpack_symbols(packing.pack_symbols(mask, 8), 8, mask.size)
     parameter, gaps = rice.encode(mask, x.size)
     rice.size_bits(mask, parameter)
     rice.decode(gaps, parameter, x.size, planes.popcount(mask))

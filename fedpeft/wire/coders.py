@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from fedpeft._proto import update_pb2 as pb
 from fedpeft.codecs import Field, Numbers, Part, Plane, Symbols
 from fedpeft.errors import Defect, PayloadError
-from fedpeft.kernels import planes, rans, rice, tables
+from fedpeft.kernels import packing, planes, rans, rice, tables
 from fedpeft.wire.lent import LentNumbers, first_not_finite
 
-_BLOCK = 1 << 16  # symbols, of which any eight end with a byte
 _LEAST_TABLE = 128  # bytes of 256 entries of four bits and more
 
 
@@ -148,7 +147,7 @@ def _encode_symbols(values: NDArray[np.uint8], levels: int) -> Coded:
         table = tables.pack_table(frequencies, levels).tobytes()
         if _rans_size(counts, frequencies, table) < plain:
             return Coded(pb.CODER_RANS, _bytes(rans.encode(values, frequencies)), table)
-    return Coded(pb.CODER_BITS, _bytes(_pack(values, _width(levels))))
+    return Coded(pb.CODER_BITS, _bytes(packing.pack_symbols(values, _width(levels))))
 
 
 def _decode_symbols(coded: Coded, levels: int, numel: int) -> Symbols:
@@ -162,7 +161,7 @@ def _decode_symbols(coded: Coded, levels: int, numel: int) -> Symbols:
                 raise PayloadError(Defect.PART_SIZE, f"expected {numel} symbols of {width} bits, got {len(data)} bytes")
             if numel * width % 8 and int(data[-1]) >> numel * width % 8:
                 raise PayloadError(Defect.PADDING, f"bits past the last of {numel} symbols are set")
-            values = _unpack(data, width, numel)
+            values = packing.unpack_symbols(data, width, numel)
             if numel and int(values.max()) >= levels:
                 raise PayloadError(Defect.SYMBOL, f"symbol {int(values.max())} in an alphabet of {levels}")
             return Symbols(values, levels)
@@ -171,29 +170,6 @@ def _decode_symbols(coded: Coded, levels: int, numel: int) -> Symbols:
 
 def _table(coded: Coded, levels: int) -> NDArray[np.uint32]:
     return tables.unpack_table(np.frombuffer(coded.table, dtype=np.uint8), levels)
-
-
-def _pack(values: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    if width == 8:
-        return values
-    out = np.empty(-(-len(values) * width // 8), np.uint8)
-    for begin in range(0, len(values), _BLOCK):
-        bits = np.unpackbits(values[begin : begin + _BLOCK, None], axis=1, bitorder="little")[:, :width]
-        packed, first = np.packbits(bits.reshape(-1), bitorder="little"), begin * width // 8
-        out[first : first + len(packed)] = packed
-    return out
-
-
-def _unpack(data: NDArray[np.uint8], width: int, numel: int) -> NDArray[np.uint8]:
-    if width == 8:
-        return data.copy()
-    out = np.empty(numel, np.uint8)
-    for begin in range(0, numel, _BLOCK):
-        count = min(_BLOCK, numel - begin)
-        packed = data[begin * width // 8 : -(-(begin + count) * width // 8)]
-        bits = np.unpackbits(packed, bitorder="little", count=count * width).reshape(count, width)
-        out[begin : begin + count] = np.packbits(bits, axis=1, bitorder="little").reshape(-1)
-    return out
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

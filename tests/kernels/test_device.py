@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedpeft import kernels
 from fedpeft.kernels import device
+from fedpeft.kernels.packing import pack_symbols
 from fedpeft.kernels.device import rows, sums
 from fedpeft.random import Purpose, Stream
 
@@ -142,13 +143,10 @@ def test_words_are_the_streams(start, n, where):
 @on_every_device
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 1000])
-def test_codes_come_back_and_bits_are_little_endian(width, n, where):
+def test_codes_are_packed_as_numba_packs_them(width, n, where):
     codes = DRAW.integers(0, 1 << width, n).astype(np.uint8)
     packed = device.to_host(device.pack_codes(torch.from_numpy(codes).to(where), width))
-    assert packed.size == -(-n * width // 8)
-    assert np.array_equal(device.unpack_codes(packed, width, n), codes)
-    if width == 1:
-        assert packed.tobytes() == np.packbits(codes, bitorder="little").tobytes()
+    assert packed.tobytes() == pack_symbols(codes, width).tobytes()
 
 
 @pytest.mark.parametrize("width", [0, 3, 8])

@@ -96,7 +96,7 @@ def test_a_view_of_nothing_is_no_payload():
 
 
 @pytest.mark.parametrize("levels", [15, 100])
-def test_plain_symbols_are_packed_and_unpacked_in_blocks(levels):
+def test_plain_symbols_are_unpacked_without_a_copy_of_all(levels):
     values = np.random.default_rng(0).integers(0, levels, LARGE.numel).astype(np.uint8)
     width = (levels - 1).bit_length()
     bits = np.unpackbits(values[:, None], axis=1, bitorder="little")[:, :width]
@@ -119,7 +119,7 @@ def set_plain(part, data, bits):
 
 
 @pytest.mark.parametrize("levels", [16, 128, 256])
-def test_symbols_that_no_table_makes_shorter_go_in_blocks_too(levels):
+def test_symbols_that_no_table_makes_shorter_take_little_memory_too(levels):
     part = Symbols((np.arange(LARGE.numel) % levels).astype(np.uint8), levels)
     data, packing = peak(lambda: packed(part))
     assert content_of(data[0]).parts[0].coder == 2 and packing < 3 * LARGE.numel + SCRATCH

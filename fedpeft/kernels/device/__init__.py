@@ -13,7 +13,7 @@ from fedpeft.kernels.device.largest import keep_largest
 from fedpeft.kernels.device.normal import quantise_normal
 from fedpeft.kernels.device.philox import stream_words
 from fedpeft.kernels.device.placement import anywhere, finite, holds, to_host
-from fedpeft.kernels.device.planes import pack_bits, pack_codes, unpack_codes
+from fedpeft.kernels.device.planes import pack_bits, pack_codes
 from fedpeft.kernels.device.select import kth_magnitude
 from fedpeft.kernels.device.squares import of_square
 from fedpeft.kernels.device.strata import stratified
@@ -36,6 +36,5 @@ __all__ = [
     "stratified",
     "stream_words",
     "to_host",
-    "unpack_codes",
     "walsh_hadamard",
 ]

@@ -1,12 +1,7 @@
 """Few bits a coordinate, packed to bytes before they leave the device."""
 
-from functools import lru_cache
-from typing import Any
-
-import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,7 +16,7 @@ def pack_bits(bits: Bool[Tensor, " n"]) -> UInt8[Tensor, " bytes"]:
 
 
 def pack_codes(codes: UInt8[Tensor, " n"], width: int) -> UInt8[Tensor, " bytes"]:
-    """Pack codes of 1, 2 or 4 bits, the first into the lowest bits of a byte."""
+    """Pack codes of 1, 2 or 4 bits, as `fedpeft.kernels.packing.pack_symbols` does."""
     each = _each(width)
     lanes = functional.pad(codes, (0, -codes.numel() % each)).view(-1, each)
     packed = lanes[:, 0].clone()
@@ -30,20 +25,7 @@ def pack_codes(codes: UInt8[Tensor, " n"], width: int) -> UInt8[Tensor, " bytes"
     return packed
 
 
-def unpack_codes(packed: NDArray[np.uint8], width: int, n: int) -> NDArray[np.uint8]:
-    """Undo `pack_codes`, on the host."""
-    return _table(width)[packed].view(np.uint8)[:n]
-
-
 def _each(width: int) -> int:
     if width not in (1, 2, 4):
         raise ValueError(f"width: expected 1, 2 or 4 bits, got {width}")
     return 8 // width
-
-
-@lru_cache(maxsize=3)
-def _table(width: int) -> NDArray[Any]:
-    """The codes of every byte, side by side in one number."""
-    shifts = width * np.arange(_each(width), dtype=np.uint8)
-    codes = np.arange(256, dtype=np.uint8)[:, None] >> shifts & np.uint8((1 << width) - 1)
-    return np.ascontiguousarray(codes).view(f"u{_each(width)}").reshape(-1)
