@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from fedpeft import kernels
 from fedpeft.kernels import device
-from fedpeft.kernels.packing import pack_symbols
 from fedpeft.kernels.device import rows, sums
+from fedpeft.kernels.packing import pack_symbols
 from fedpeft.random import Purpose, Stream
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
