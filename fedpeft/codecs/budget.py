@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -129,8 +128,7 @@ class Budget(Codec):
         factors = (largest * octaves.shares(take(parts, "scale", Symbols).values)).astype(np.float32)
         if not float(np.abs(factors).max(initial=0.0)) * MOST_LEVEL <= LARGEST:
             raise PayloadError(Defect.NON_FINITE, f"level {MOST_LEVEL} of the largest scale is not finite")
-        stream = take(parts, "stream", Numbers).values
-        mask, signs = _planes(stream.tobytes(), kinds.tobytes(), space)
+        mask, signs = _planes(parts, space)
         out = np.empty(space.numel, np.float32)
         kernels.unpack_ternary(mask, signs, np.array(space.bounds), factors, out)
         expected = int(kernels.kept_by_slot(mask, np.array(space.bounds))[kinds == _KINDS.index("levels")].sum())
@@ -146,8 +144,8 @@ class Budget(Codec):
 
     def chosen(self, parts: Parts, space: Space, ctx: Context) -> Mapping[str, Choice]:
         """What each slot was given: "nothing", "ternary" or "levels", and of how many of its coordinates."""
-        kinds, stream = take(parts, "kind", Symbols).values, take(parts, "stream", Numbers).values
-        kept = kernels.kept_by_slot(_planes(stream.tobytes(), kinds.tobytes(), space)[0], np.array(space.bounds))
+        kinds = take(parts, "kind", Symbols).values
+        kept = kernels.kept_by_slot(_planes(parts, space)[0], np.array(space.bounds))
         return {
             slot.name: Choice(_KINDS[kind], int(count) / max(1, slot.numel))
             for slot, kind, count in zip(space.slots, kinds, kept, strict=True)
@@ -191,11 +189,10 @@ def _kind(offer: Offer) -> int:
     return _KINDS.index("levels" if offer.step else "ternary")
 
 
-@lru_cache(maxsize=1)  # who decodes asks next what was chosen
-def _planes(stream: bytes, kinds: bytes, space: Space) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _planes(parts: Parts, space: Space) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Which coordinates are kept, and their signs."""
-    given = _given_grids(space, np.frombuffer(kinds, np.uint8))
-    return context.decode(np.frombuffer(stream, np.uint8), space.numel, given, _DENSITY)
+    kinds, stream = take(parts, "kind", Symbols).values, take(parts, "stream", Numbers).values
+    return context.decode(stream, space.numel, _given_grids(space, kinds), _DENSITY)
 
 
 def _given_grids(space: Space, kinds: NDArray[np.uint8]) -> NDArray[np.int64]:
