@@ -12,9 +12,8 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(VENV)/.installed
 	$(BIN)/fedpeft simulate
 
-# One worker more than cores: a quarter of the time a test waits for processes of its own.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -31,9 +31,9 @@ class Approval(Voted):
     >>> from fedpeft.space import Slot, Space
     >>> from fedpeft.strategies.mean import Mean
     >>> ctx = Context(Space((Slot("a", (4,), "head"),)))
-    >>> rows = [1.0, 0.0, 0.0, 0.5], [2.0, 0.0, 9.0, 0.5], [0.0, 0.0, 0.25, 0.5]
-    >>> Approval(Mean(), keep=0.25).merge([Update(torch.tensor(row)) for row in rows], ctx)
-    tensor([0.0000, 0.0000, 0.0000, 0.5000])
+    >>> rows = [1.0, 0.0, 0.0, 0.5], [0.0, 0.0, 9.0, 0.5], [0.0, 0.25, 0.0, 0.5]
+    >>> Approval(Mean(), keep=0.5).merge([Update(torch.tensor(row)) for row in rows], ctx)
+    tensor([0.0000, 0.0000, 3.0000, 0.5000])
 
     Args:
         strategy: merges the updates.

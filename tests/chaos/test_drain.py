@@ -83,7 +83,7 @@ def test_a_run_below_quorum_waits_for_its_sites(tmp_path: Path) -> None:
         assert site.kill() == -9
         deployment.until(lambda: sight.look().of("FAIL"))
         assert not server.ended
-        deployment.until(lambda: "1 of 2 clients were counted, 2 needed" in picture.read(deployment.run).failure)
+        deployment.until(lambda: " of 2 clients were counted, 2 needed" in picture.read(deployment.run).failure)
         site.start()
         assert server.wait() == 0, deployment.printed()
         check_files(deployment.run)

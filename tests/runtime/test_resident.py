@@ -56,7 +56,7 @@ def wait_until(done: Callable[[], object], seconds: float = 20) -> None:
 def call(path: Path, data: bytes = b"") -> socket.socket:
     caller = socket.socket(socket.AF_UNIX)
     caller.settimeout(20)
-    caller.connect(str(path))
+    wait_until(lambda: caller.connect_ex(str(path)) == 0)  # its path is there an instant before it listens
     caller.sendall(data)
     return caller
 
