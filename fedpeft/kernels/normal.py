@@ -1,12 +1,16 @@
 """Quantising what is nearly normal."""
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.kernels.hadamard import checked_edges
-from fedpeft.kernels.jit import kernel, vector
+from fedpeft.kernels.jit import inlined, kernel, vector
 
 LANES = 64
+MOST = 8  # levels; fewer are filled up with steps that no number takes
+Steps: TypeAlias = tuple[tuple[np.float32, ...], tuple[np.float32, ...]]
 
 
 @kernel
@@ -28,23 +32,31 @@ def _by_sign(z: NDArray[np.float32], level: np.float64, codes: NDArray[np.uint8]
     sums[0], sums[1], sums[2] = squares.sum(), level * magnitudes.sum(), level * level * z.size
 
 
+@inlined
+def _nearest(magnitude: np.float32, deviation: np.float32, steps: Steps) -> tuple[np.float32, np.uint8]:
+    """The level of a number and its place; one replaces the other, since to look it up is no vector instruction."""
+    middles, levels = steps
+    level, place = levels[0], np.uint8(0)
+    for k in range(MOST - 1):
+        beyond = magnitude > middles[k] * deviation
+        level = levels[k + 1] if beyond else level
+        place = np.uint8(k + 1) if beyond else place
+    return level, place
+
+
 @kernel
 def quantise_block(
-    z: NDArray[np.float32],
-    middles: NDArray[np.float32],
-    levels: NDArray[np.float32],
-    codes: NDArray[np.uint8],
-    sums: NDArray[np.float64],
+    z: NDArray[np.float32], count: int, steps: Steps, codes: NDArray[np.uint8], sums: NDArray[np.float64]
 ) -> None:
-    """Inside a kernel: the codes of a block, and its three sums.
+    """Inside a kernel: the codes of a block, of `count` levels, and its three sums.
 
-    Its loops of 64 are compiled to vector instructions; a lane for each position fixes the order of the sums. A level
-    replaces the one below it, again and again, since to look it up is no vector instruction.
+    Its loops of 64 are compiled to vector instructions, those of float32 apart from those of float64, which hold half
+    as many; a lane for each position fixes the order of the sums.
     """
-    if levels.size == 1:
-        _by_sign(z, np.float64(levels[0]), codes, sums)
+    if count == 1:
+        _by_sign(z, np.float64(steps[1][0]), codes, sums)
         return
-    half, whole = np.uint8(levels.size), z.size & ~(LANES - 1)
+    half, whole = np.uint8(count), z.size & ~(LANES - 1)
     squares, inner, quantised = np.zeros(LANES), np.zeros(LANES), np.zeros(LANES)
     for at in range(0, whole, LANES):
         for lane in range(np.uint64(LANES)):
@@ -53,28 +65,19 @@ def quantise_block(
     for i in range(whole, z.size):
         squares[i - whole] += np.float64(z[i]) * np.float64(z[i])
     sums[0] = squares.sum()
-    deviation = np.float32(np.sqrt(sums[0] / z.size))
-    limits = middles * deviation
-    magnitude, level, nearest = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint8)
+    deviation, near = np.float32(np.sqrt(sums[0] / z.size)), np.empty(LANES, np.float32)
     for at in range(0, whole, LANES):
         for lane in range(np.uint64(LANES)):
-            magnitude[lane], level[lane], nearest[lane] = abs(z[np.uint64(at) + lane]), levels[0], 0
-        for m in range(limits.size):
-            limit, upper, place = limits[m], levels[m + 1], np.uint8(m + 1)
-            for lane in range(np.uint64(LANES)):
-                beyond = magnitude[lane] > limit
-                level[lane] = upper if beyond else level[lane]
-                nearest[lane] = place if beyond else nearest[lane]
+            j = np.uint64(at) + lane
+            level, place = _nearest(abs(z[j]), deviation, steps)
+            codes[j], near[lane] = half + place if z[j] >= 0 else half - np.uint8(1) - place, level
         for lane in range(np.uint64(LANES)):
-            j, value = np.uint64(at) + lane, np.float64(level[lane])
-            codes[j] = half + nearest[lane] if z[j] >= 0 else half - np.uint8(1) - nearest[lane]
-            inner[lane] += value * np.float64(magnitude[lane])
+            value = np.float64(near[lane])
+            inner[lane] += value * np.float64(abs(z[np.uint64(at) + lane]))
             quantised[lane] += value * value
     for i in range(whole, z.size):
-        c = 0
-        for limit in limits:
-            c += abs(z[i]) > limit
-        codes[i], value = half + c if z[i] >= 0 else half - 1 - c, np.float64(levels[c])
+        level, place = _nearest(abs(z[i]), deviation, steps)
+        codes[i], value = half + place if z[i] >= 0 else half - np.uint8(1) - place, np.float64(level)
         inner[i - whole] += value * np.float64(abs(z[i]))
         quantised[i - whole] += value * value
     sums[1], sums[2] = inner.sum(), quantised.sum()
@@ -84,20 +87,27 @@ def quantise_block(
 def _quantise(
     z: NDArray[np.float32],
     edges: NDArray[np.int64],
-    middles: NDArray[np.float32],
-    levels: NDArray[np.float32],
+    count: int,
+    steps: Steps,
     codes: NDArray[np.uint8],
     sums: NDArray[np.float64],
 ) -> None:
     for k in range(edges.size - 1):
         begin, end = edges[k], edges[k + 1]
-        quantise_block(z[begin:end], middles, levels, codes[begin:end], sums[k])
+        quantise_block(z[begin:end], count, steps, codes[begin:end], sums[k])
 
 
-def between(levels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Where a magnitude is as near to one level as to the next, in root mean squares."""
-    middles: NDArray[np.float32] = ((levels[1:] + levels[:-1]) / 2).astype(np.float32)
-    return middles
+def steps_of(levels: NDArray[np.float32]) -> Steps:
+    """Levels, and the middles between them, where a magnitude is as near to one as to the next, in root mean squares.
+
+    Raises:
+        ValueError: there are none, or too many.
+    """
+    if not 1 <= levels.size <= MOST:
+        raise ValueError(f"levels: expected 1 to {MOST}, got {levels.size}")
+    middles = ((levels[1:] + levels[:-1]) / 2).astype(np.float32)
+    beyond = MOST - levels.size
+    return (*middles, *[np.float32(np.inf)] * beyond), (*levels, *[levels[-1]] * beyond)
 
 
 def quantise_normal(
@@ -108,7 +118,7 @@ def quantise_normal(
     Args:
         z: float32[n].
         edges: as in `walsh_hadamard`.
-        levels: float32[h], positive and rising.
+        levels: float32[h], positive and rising, at most 8.
 
     Returns:
         codes uint8[n] in [0, 2h): h + c stands for levels[c], h - 1 - c for its negative; and for each block the sums
@@ -117,5 +127,5 @@ def quantise_normal(
     z, levels = vector(z, np.float32, "z"), vector(levels, np.float32, "levels")
     edges = checked_edges(edges, z.size)
     codes, sums = np.empty(z.size, np.uint8), np.empty((edges.size - 1, 3), np.float64)
-    _quantise(z, edges, between(levels), levels, codes, sums)
+    _quantise(z, edges, levels.size, steps_of(levels), codes, sums)
     return codes, np.ascontiguousarray(sums.T)

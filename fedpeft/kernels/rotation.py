@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from fedpeft.kernels.hadamard import butterflies, checked_edges, enough_words, scratch_of, turn_signs
 from fedpeft.kernels.jit import kernel, vector
-from fedpeft.kernels.normal import between, quantise_block
+from fedpeft.kernels.normal import Steps, quantise_block, steps_of
 
 
 @kernel
@@ -15,8 +15,8 @@ def _rotate(
     edges: NDArray[np.int64],
     words: NDArray[np.uint32],
     factor: np.float32,
-    middles: NDArray[np.float32],
-    levels: NDArray[np.float32],
+    count: int,
+    steps: Steps,
     codes: NDArray[np.uint8],
     sums: NDArray[np.float64],
     scratch: NDArray[np.float32],
@@ -29,7 +29,7 @@ def _rotate(
             scratch[i] *= factor
         scratch[held:n] = 0.0
         butterflies(scratch, 0, n)
-        quantise_block(scratch[:n], middles, levels, codes[begin : begin + n], sums[k])
+        quantise_block(scratch[:n], count, steps, codes[begin : begin + n], sums[k])
 
 
 @kernel
@@ -76,7 +76,8 @@ def rotate_and_quantise(
     x, levels = vector(x, np.float32, "x"), vector(levels, np.float32, "levels")
     edges, words = _fitting(starts, edges, words, x.size)
     codes, sums = np.empty(int(edges[-1]), np.uint8), np.empty((edges.size - 1, 3), np.float64)
-    _rotate(x, starts, edges, words, np.float32(factor), between(levels), levels, codes, sums, scratch_of(edges))
+    count, steps, scratch = levels.size, steps_of(levels), scratch_of(edges)
+    _rotate(x, starts, edges, words, np.float32(factor), count, steps, codes, sums, scratch)
     return codes, np.ascontiguousarray(sums.T)
 
 
