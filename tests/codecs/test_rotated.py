@@ -100,3 +100,12 @@ def test_codes_are_one_of_so_many_levels() -> None:
     code = Rotated(3).encode(normal(LARGE), LARGE, Context())["code"]
     assert isinstance(code, Symbols)
     assert (code.levels, int(code.values.max())) == (8, 7)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+@pytest.mark.parametrize("exponent", [-100, -90, 90, 110])
+def test_a_delta_of_another_power_of_two_has_the_same_codes(bits: int, exponent: int) -> None:
+    x, codec = normal(LARGE), Rotated(bits)
+    near, far = (codec.encode(delta, LARGE, Context()) for delta in (x, torch.ldexp(x, torch.tensor(exponent))))
+    assert np.array_equal(near["code"].values, far["code"].values)
+    assert np.array_equal(np.ldexp(near["scale"].values, exponent), far["scale"].values)
