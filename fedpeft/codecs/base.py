@@ -319,5 +319,5 @@ class Transform(ABC):
         """What is encoded instead of the delta."""
 
     def inverse(self, vector: Float[Tensor, " d"], space: Space, ctx: Context) -> Float[Tensor, " d"]:
-        """The delta that a decoded vector stands for; the vector itself unless overridden."""
+        """The delta that a decoded vector stands for, maybe written over it; itself unless overridden."""
         return vector

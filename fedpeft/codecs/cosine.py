@@ -1,5 +1,6 @@
 """The cosine transform of small blocks, before whatever codec."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -14,7 +15,7 @@ from fedpeft import kernels
 from fedpeft.codecs.base import Context, Transform, finite
 from fedpeft.codecs.matrices import sides
 from fedpeft.errors import Defect, PayloadError
-from fedpeft.space import Space
+from fedpeft.space import Slot, Space
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,33 @@ class DCT(Transform):
 
     def forward(self, delta: Float[Tensor, " d"], space: Space, ctx: Context) -> Float[Tensor, " d"]:
         """The coefficients."""
-        return torch.from_numpy(self._transform(finite(delta), space, back=False))
+        x = finite(delta)
+        out = np.empty_like(x)
+        for slot, part in _parts(space):
+            self._transform(x[part], slot, out[part], back=False)
+        return torch.from_numpy(out)
 
     def inverse(self, vector: Float[Tensor, " d"], space: Space, ctx: Context) -> Float[Tensor, " d"]:
-        """The delta that has these coefficients.
+        """The delta that has these coefficients, in their place.
 
         Raises:
             PayloadError: it is beyond float32, as no delta's own coefficients are.
         """
-        x = self._transform(vector.numpy(), space, back=True)
+        x = vector.numpy()
+        for slot, part in _parts(space):
+            self._transform(x[part].copy(), slot, x[part], back=True)
         if not kernels.all_finite(x):
             raise PayloadError(Defect.NON_FINITE, "the inverse cosine transform of what came is not finite")
-        return torch.from_numpy(x)
+        return vector
 
-    def _transform(self, x: NDArray[np.float32], space: Space, *, back: bool) -> NDArray[np.float32]:
-        out = np.empty(space.numel, np.float32)
-        for slot, (begin, end) in zip(space.slots, pairwise(space.bounds), strict=True):
-            part = slice(begin, end)
-            for columns, h, w, starts, blocks in _grids(*sides(slot), self.chunk):
-                kernels.cosine_blocks(x[part], starts, blocks, columns, _table(h), _table(w), out[part], back=back)
-        return out
+    def _transform(self, x: NDArray[np.float32], slot: Slot, out: NDArray[np.float32], *, back: bool) -> None:
+        for columns, h, w, starts, blocks in _grids(*sides(slot), self.chunk):
+            kernels.cosine_blocks(x, starts, blocks, columns, _table(h), _table(w), out, back=back)
+
+
+def _parts(space: Space) -> Iterator[tuple[Slot, slice]]:
+    for slot, (begin, end) in zip(space.slots, pairwise(space.bounds), strict=True):
+        yield slot, slice(begin, end)
 
 
 @lru_cache(maxsize=64)
