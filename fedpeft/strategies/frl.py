@@ -22,8 +22,8 @@ class RankVote(Additive):
     the server's optimizer is `SGD(lr=1.0)`, and updates and broadcasts keep order: `Ranks()` and `Identity()` do.
 
     It bounds what one client can do to a coordinate, and promises no more: few clients that agree on an order decide
-    the ranks on which the others are split. The attack on vulnerable edges (2025, arXiv 2503.08976) finds those; its
-    reported impact on FRL is 53 %. Nor does a ranking hide the data that it was learnt from.
+    the ranks on which the others are split. VEM (Vulnerable Edge Manipulation, 2025, arXiv 2503.08976) finds those and
+    reverses them; its reported impact on FRL is 53 %. Nor does a ranking hide the data that it was learnt from.
 
     >>> from fedpeft.space import Slot, Space
     >>> import torch
