@@ -53,7 +53,7 @@ def experiment(folder: Path) -> Experiment:
     return Experiment.model_validate(tiny.experiment(folder, sites=2, rounds=2))
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_durable_steps_and_resumed(tmp_path: Path, every: int) -> None:
     chosen = experiment(tmp_path)
     plain = tmp_path / "plain"

@@ -143,7 +143,7 @@ def test_feedback_loses_nothing(codec, name):
     feedback, residual = ErrorFeedback(codec), torch.zeros(SPACE.numel)
     given, received = torch.zeros(SPACE.numel, dtype=torch.float64), torch.zeros(SPACE.numel, dtype=torch.float64)
     largest = torch.zeros(())
-    for number in range(1, 9):
+    for number in range(1, 5):
         ctx = Context(5, number, 2)
         delta = DELTAS[name](SPACE).roll(number)
         parts, residual = feedback.encode(delta, residual, SPACE, ctx)
@@ -151,7 +151,7 @@ def test_feedback_loses_nothing(codec, name):
         received += codec.decode(parts, SPACE, ctx)
         largest = torch.maximum(largest, torch.maximum(residual.abs().max(), received.abs().max().float()))
     assert residual.dtype == torch.float32
-    assert torch.allclose(received + residual, given, rtol=0, atol=8 * 2.0**-23 * float(largest) + 1e-44)
+    assert torch.allclose(received + residual, given, rtol=0, atol=4 * 2.0**-23 * float(largest) + 1e-44)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=repr)

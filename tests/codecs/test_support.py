@@ -61,7 +61,7 @@ def test_the_draw_is_what_it_says(k):
     assert torch.equal(codec.decode(parts, ROW, CONTEXT), expected)
 
 
-@pytest.mark.parametrize("k", [1, 30, 64, 99])
+@pytest.mark.parametrize("k", [1, 64, 99])
 def test_every_coordinate_is_as_likely_as_any_other(k):
     space, rounds = Space((Slot("a", (100,), "head"),)), 4000
     counts = sum(drawn(PublicSupport(k / 100), space, Context(7, r, 1)).double() for r in range(1, rounds + 1))
