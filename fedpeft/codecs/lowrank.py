@@ -49,7 +49,7 @@ class LowRank(Codec):
     that are of no pair, nothing is weighed. Only who encodes reads the adapter. At equal bytes the error of the product
     is 1 to 6 % less in the first ten rounds of three tasks at ranks 1, 2 and 4, and 1 % more in the demo's first.
     To send D, the product's own delta cut to rank r, gains no freedom: what it makes of the factors, dB = D A0^+ and
-    dA = B0^+ D (1 - A0^+ A0), is of rank r too, and as many bytes.
+    dA = B0^+ D (1 - A0^+ A0), is of rank r too, at nearly as many bytes.
 
     Vectors go as float16, in units of their root mean square, singular values as float32. A slot of one dimension, or
     which would not be shorter for it, goes as it is, in float32; of more than two, the first is held against the rest.
