@@ -48,6 +48,7 @@ RULES = (
     Rule("ties", "TIES(trim='none', scale=0.2)"),  # what few sites agree on is as long a step as what all do
     Rule("ties-margin", "TIES(trim='none', elect='count', aggregate='margin')"),
     Rule("majority", "Scaled(Majority(), 0.2)"),
+    Rule("clip-majority", "ClipNorm(Scaled(Majority(), 0.2), 2.0)"),
     Rule("median", "Median()"),
     Rule("ternary-median", "TernaryMedian()"),
     Rule("trimmed-mean", "TrimmedMean(0.3)"),
