@@ -79,18 +79,13 @@ def finite(delta: Float[Tensor, " d"]) -> NDArray[np.float32]:
     return with_largest(delta)[0]
 
 
-def on_host(delta: Float[Tensor, " d"]) -> NDArray[np.float32]:
-    """A delta as a kernel takes it, whatever its coordinates are."""
-    return np.ascontiguousarray(delta.detach().to("cpu", torch.float32).numpy())
-
-
 def with_largest(delta: Float[Tensor, " d"]) -> tuple[NDArray[np.float32], float]:
     """A delta as a kernel takes it, and its largest magnitude, from one pass over it.
 
     Raises:
         ValueError: a coordinate is infinite or NaN.
     """
-    x = on_host(delta)
+    x: NDArray[np.float32] = np.ascontiguousarray(delta.detach().to("cpu", torch.float32).numpy())
     largest = float(kernels.block_largest(x, np.array([0, x.size]))[0])
     if not math.isfinite(largest):
         raise ValueError(f"coordinate {int(np.flatnonzero(~np.isfinite(x))[0])} of the delta is not finite")

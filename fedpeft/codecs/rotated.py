@@ -12,25 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft import kernels
-from fedpeft.codecs.base import (
-    LARGEST,
-    Codec,
-    Context,
-    Field,
-    Layout,
-    Numbers,
-    Parts,
-    Symbols,
-    on_host,
-    take,
-    with_largest,
-)
+from fedpeft.codecs.base import LARGEST, Codec, Context, Field, Layout, Numbers, Parts, Symbols, take, with_largest
 from fedpeft.codecs.scale import Scale, check_scale, scales
 from fedpeft.errors import Defect, PayloadError
 from fedpeft.kernels import device
 from fedpeft.space import Space
 
-_FAINT = 1e-30  # a root mean square whose multiples float32 still holds to the last bit
 _SMALLEST = 64  # of a slot's last block, which is filled up with zeros
 
 # The positive levels that quantise a standard normal number with the least mean squared error (Lloyd, 1982; Max, 1960).
@@ -106,14 +93,11 @@ class Rotated(Codec):
     def _quantised(
         self, delta: Float[Tensor, " d"], edges: NDArray[np.int64], starts: NDArray[np.int64], ctx: Context
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        x, sizes = on_host(delta), np.diff(edges)
+        x, largest = with_largest(delta)
+        shrink = _power(largest)
         signs, levels = self._signs(ctx, int(edges[-1])), np.array(_LEVELS[self.bits], np.float32)
-        codes, sums = kernels.rotate_and_quantise(x, starts, edges, signs, 1.0, levels)
-        if _in_range(sums[0], sizes):  # and to divide first, which takes a pass, would have made the same codes
-            return codes, self._scale(sums, sizes, 1.0).astype(np.float32)
-        shrink = _power(with_largest(delta)[1])
         codes, sums = kernels.rotate_and_quantise(x, starts, edges, signs, 1 / shrink, levels)
-        return codes, self._scale(sums, sizes, shrink).astype(np.float32)
+        return codes, self._scale(sums, np.diff(edges), shrink).astype(np.float32)
 
     def _quantised_there(
         self, x: Float[Tensor, " d"], edges: NDArray[np.int64], starts: NDArray[np.int64], ctx: Context, space: Space
@@ -172,11 +156,6 @@ class Rotated(Codec):
 
     def _signs(self, ctx: Context, n: int) -> NDArray[np.uint32]:
         return ctx.private.words(-(-n // 32))
-
-
-def _in_range(squares: NDArray[np.float64], sizes: NDArray[np.int64]) -> bool:
-    """Whether no number of a block has left float32, and no block is so small that limits between levels have."""
-    return bool(np.all(np.isfinite(squares) & ((squares == 0) | (squares > sizes * _FAINT**2))))
 
 
 def _power(largest: float) -> float:

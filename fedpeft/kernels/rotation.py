@@ -25,9 +25,8 @@ def _rotate(
     for k in range(edges.size - 1):
         begin, n, held = edges[k], edges[k + 1] - edges[k], starts[k + 1] - starts[k]
         turn_signs(bits[starts[k] : starts[k + 1]], words, begin, held, scratch.view(np.uint32))
-        if factor != 1:
-            for i in range(held):
-                scratch[i] *= factor
+        for i in range(held):
+            scratch[i] *= factor
         scratch[held:n] = 0.0
         butterflies(scratch, 0, n)
         quantise_block(scratch[:n], count, steps, codes[begin : begin + n], sums[k])

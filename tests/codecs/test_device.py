@@ -154,3 +154,10 @@ def test_only_what_lies_on_a_gpu_is_held_unless_asked():
     with device.anywhere():
         assert device.holds(torch.zeros(1))
     assert not device.holds(torch.zeros(1))
+
+
+@pytest.mark.parametrize("codec", [Ternary(), *(Rotated(bits) for bits in (1, 4)), TopK(), SRHT(density=0.1)], ids=repr)
+def test_slots_of_very_different_magnitudes_have_the_same_parts(codec):
+    space = Space(tuple(Slot(f"{i}.lora_A", (8, 100), "lora_A") for i in range(3)))
+    scales = torch.tensor([1e12, 1.0, 1e-28]).repeat_interleave(800)
+    assert_same(codec, scales * normal(space), space, "cpu")
